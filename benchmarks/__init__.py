@@ -1,0 +1,1 @@
+"""Measures trioserve beside its peers: ``python -m benchmarks``."""

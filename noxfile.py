@@ -1,0 +1,111 @@
+"""The project's checks: `nox` runs lint, types and tests, `nox -l` lists all."""
+
+import random
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nox
+
+SUPPORTED = ("3.11", "3.12", "3.13")
+RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
+
+
+def works(version: str) -> bool:
+    """Whether there is such a Python. A name on the path is not enough: version managers leave names that only fail."""
+    try:
+        subprocess.run([f"python{version}", "-c", ""], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+FOUND = [version for version in SUPPORTED if version == RUNNING or works(version)]
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = True  # FOUND holds only what is there
+nox.options.sessions = ["lint", "types", "tests"]
+
+
+def install(session: nox.Session, extra: str) -> None:
+    """Install the project with an extra, at the pinned versions."""
+    session.install("--constraint", str(CONSTRAINTS), "--editable", f".[{extra}]")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and layout."""
+    session.install("--constraint", str(CONSTRAINTS), "ruff")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types twice: mypy and pyright find different mistakes."""
+    install(session, "dev")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session(python=FOUND)
+def tests(session: nox.Session) -> None:
+    """Run all tests in two random orders, the second in parallel; on the running Python the first measures coverage."""
+    install(session, "test")
+    first, second = random.sample(range(2**32), 2)
+    measures_coverage = session.python == RUNNING
+    runner = "python"
+    if measures_coverage:
+        session.run("coverage", "erase")  # what an earlier run left would count too
+        runner = "coverage run"
+    session.run(*runner.split(), "-m", "pytest", f"--randomly-seed={first}", *session.posargs)
+    session.run("pytest", "--numprocesses=auto", f"--randomly-seed={second}", *session.posargs)
+    if measures_coverage:
+        session.run("coverage", "combine")
+        session.run("coverage", "report")
+
+
+@nox.session(python=FOUND[0])
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest versions of the core dependencies that pyproject.toml allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = [requirement.replace(">=", "==") for requirement in project["dependencies"]]
+    lowered = {name_of(pin) for pin in pins}
+    kept = [line for line in CONSTRAINTS.read_text().splitlines() if name_of(line) not in lowered]
+    limits = Path(session.create_tmp()) / "lowest.txt"
+    limits.write_text("\n".join([*kept, *pins, ""]))
+    session.install("--constraint", str(limits), "--editable", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+def name_of(requirement: str) -> str:
+    """The name of the package a requirement is about, as packaging compares names."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[=<>\[; ]", requirement)[0]).lower()
+
+
+@nox.session(python=FOUND[0])
+def upgrade(session: nox.Session) -> None:
+    """Renew constraints.txt: install the newest of everything, test it, and only then write the pins."""
+    session.install("--upgrade", "--upgrade-strategy=eager", "--editable", ".[dev]")
+    session.run("pytest", FAILURE_TESTS)
+    session.run("pytest")
+    frozen = session.run("pip", "freeze", "--exclude-editable", silent=True)
+    if not isinstance(frozen, str):
+        session.skip("nothing was installed, so there is nothing to pin")
+    lines = CONSTRAINTS.read_text().splitlines()
+    header = [line for line in lines if line.startswith("#")]
+    CONSTRAINTS.write_text("\n".join([*header, frozen.strip(), ""]))
+    session.log("constraints.txt is renewed; now run `nox` for the other interpreters, and look at the difference")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure trioserve beside its peers; `nox -s bench -- --quick` for a first look."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,0 +1,240 @@
+"""The command line, as a user starts it."""
+
+import json
+import signal
+import socket
+
+import pytest
+from programs import APP, finish, start
+
+from trioserve.config import options
+
+SERVE = ("-m", "trioserve")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "main.py").write_text(APP)
+    return tmp_path
+
+
+def test_serves_until_interrupted(folder):
+    """The application is served; Ctrl-C drains, runs lifespan.shutdown and gives exit code 0."""
+    with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program:
+        program.connect("/").close()
+        program.signal()
+        assert program.wait() == 0
+    assert "lifespan shutdown" in program.output
+    assert "stopped: 1 request served" in program.errors
+
+
+def test_terminate_drains_too(folder):
+    """SIGTERM is the same as Ctrl-C."""
+    with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program:
+        program.connect("/").close()
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+
+
+def test_banner(folder):
+    """The start says which version serves what, where, by which codec, from which file, and how to stop it."""
+    (folder / "trioserve.toml").write_text("port = 0")
+    with start(*SERVE, "main:app", cwd=folder) as program:
+        program.wait_for("Ctrl-C stops")
+        program.signal()
+        assert program.wait() == 0
+    assert "serves main:app" in program.errors
+    assert f"HTTP/1.1 by h11; settings from {folder / 'trioserve.toml'}" in program.errors
+
+
+def test_first_interrupt_tells_and_the_second_cuts(folder):
+    """The first Ctrl-C says what it waits for; the second cancels it, and clean-up and lifespan.shutdown still run."""
+    with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program:
+        with program.connect("/forever"):
+            program.signal()
+            program.wait_for(r"waiting for 1 request, oldest GET /forever \d+ s; Ctrl-C again cuts")
+            program.signal()
+            assert program.wait() == 0
+    assert program.output.index("cleaned up") < program.output.index("lifespan shutdown")
+
+
+def test_requests_that_outlast_the_graceful_timeout_are_cut(folder):
+    """Requests still running after timeout_graceful_shutdown are cancelled, and the exit code is 0 all the same."""
+    arguments = (*SERVE, "main:app", "--port", "0", "--timeout-graceful-shutdown", "0.1")
+    with start(*arguments, cwd=folder) as program, program.connect("/forever"):
+        program.signal()
+        assert program.wait() == 0
+    assert "cleaned up" in program.output
+
+
+def test_blocked_loop_ends_at_the_hard_deadline(folder):
+    """A handler that blocks the loop cannot stop the stop: stacks are printed and the exit code is 1."""
+    clocks = ("--timeout-graceful-shutdown", "0.2", "--timeout-hard-shutdown", "0.2")
+    with start(*SERVE, "main:app", "--port", "0", *clocks, cwd=folder) as program, program.connect("/block"):
+        program.signal()
+        assert program.wait() == 1
+    assert "most recent call first" in program.errors
+    assert "in block" in program.errors
+
+
+def test_handler_that_refuses_to_end_meets_the_hard_deadline(folder):
+    """A handler that shields itself from cancellation is ended after timeout_hard_shutdown, with exit code 1."""
+    arguments = (*SERVE, "main:app", "--port", "0", "--timeout-hard-shutdown", "0.3")
+    with start(*arguments, cwd=folder) as program, program.connect("/stubborn"):
+        program.signal()
+        program.wait_for("Ctrl-C again cuts")
+        program.signal()
+        assert program.wait() == 1
+    assert "cutting what still runs" in program.errors
+    assert "most recent call first" in program.errors
+
+
+def test_missing_attribute_cannot_start(folder):
+    """An application that is not there gives exit code 3 and one line, without a trace."""
+    program = finish(*SERVE, "main:ap", cwd=folder)
+    assert program.process.returncode == 3
+    assert "error: 'main' has no attribute 'ap'; did you mean 'main:app'?" in program.errors
+    assert program.errors.count("\n") == 1
+
+
+def test_failing_import_shows_the_users_trace(folder):
+    """An application whose module raises gives exit code 3 and a trace that begins in the user's file."""
+    (folder / "broken.py").write_text("1 / 0\n")
+    program = finish(*SERVE, "broken:app", cwd=folder)
+    assert program.process.returncode == 3
+    assert "error: module 'broken' was found, but importing it raised ZeroDivisionError" in program.errors
+    first, second = program.errors.split("Traceback (most recent call last):\n")[1].split("\n")[:2]
+    assert str(folder / "broken.py") in first
+    assert second == "    1 / 0"
+
+
+def test_port_taken(folder):
+    """A port in use gives exit code 3 and one line with the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        program = finish(*SERVE, "main:app", "--port", str(port), cwd=folder)
+    assert program.process.returncode == 3
+    assert f"127.0.0.1:{port}" in program.errors
+    assert program.errors.count("\n") == 1
+
+
+def test_terminate_during_startup(folder):
+    """A signal while the application starts cancels the start; that is no failure."""
+    (folder / "slow.py").write_text(
+        "import trio\n"
+        "async def app(scope, receive, send):\n"
+        "    await receive()\n"
+        "    print('starting', flush=True)\n"
+        "    try:\n"
+        "        await trio.sleep_forever()\n"
+        "    finally:\n"
+        "        print('cleaned up', flush=True)\n"
+    )
+    with start(*SERVE, "slow:app", "--port", "0", cwd=folder) as program:
+        program.wait_for("starting")
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+    assert "cleaned up" in program.output
+    assert "stopped before the start" in program.errors
+    assert "Traceback" not in program.errors
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["main"], "APP must be module:attribute, not 'main'; did you mean 'main:app'?"),
+        (["main.py"], "APP must be module:attribute, not 'main.py'; did you mean 'main:app'?"),
+        ([], "APP is missing"),
+        (["main:app", "--prot", "1"], "--port"),
+        (["main:app", "--port", "http"], "port must be a whole number of at least 0, not 'http'"),
+        (["main:app", "--bind", "localhost"], "bind must be HOST:PORT"),
+        (["main:app", "--http", "h3"], "http must be one of auto, h11"),
+        (["main:app", "--ssl-keyfile", "key.pem"], "ssl_keyfile needs ssl_certfile"),
+        (["main:app", "--config", "none.toml"], "none.toml: cannot read it"),
+    ],
+)
+def test_wrong_usage(folder, arguments, said):
+    """Wrong usage gives exit code 2 and a text that says what was expected."""
+    program = finish(*SERVE, *arguments, cwd=folder)
+    assert program.process.returncode == 2
+    assert said in " ".join(program.errors.split())
+
+
+def test_wrong_app_in_the_environment_is_wrong_usage(folder):
+    """An APP that is not module:attribute is refused wherever it comes from, and the text says where."""
+    program = finish(*SERVE, cwd=folder, TRIOSERVE_APP="main")
+    assert program.process.returncode == 2
+    assert "did you mean 'main:app'? (environment TRIOSERVE_APP)" in program.errors
+
+
+def test_app_from_the_file(folder):
+    """The application may be named in the file."""
+    (folder / "trioserve.toml").write_text('app = "main:app"\nport = 0\n')
+    with start(*SERVE, cwd=folder) as program:
+        program.connect("/").close()
+        program.signal()
+        assert program.wait() == 0
+
+
+def test_print_config(folder):
+    """--print-config shows each value and where it came from, warns of strange variables, and serves nothing."""
+    (folder / "trioserve.toml").write_text('host = "::1"\nport = 1\n')
+    variables = {"TRIOSERVE_BACKLOG": "7", "TRIOSERVE_PROT": "1"}
+    program = finish(*SERVE, "--port", "2", "--print-config", cwd=folder, **variables)
+    assert program.process.returncode == 0
+    rows = dict(line.split("#") for line in program.output.splitlines())
+    shown = {" ".join(value.split()): source.strip() for value, source in rows.items()}
+    assert shown["port = 2"] == "command line"
+    assert shown["backlog = 7"] == "environment TRIOSERVE_BACKLOG"
+    assert shown['host = "::1"'] == f"file {folder / 'trioserve.toml'}"
+    assert shown["date_header = true"] == "default"
+    assert "TRIOSERVE_PROT is not an option; did you mean 'TRIOSERVE_PORT'?" in program.errors
+
+
+def test_values_read_from_the_command_line(folder):
+    """Each kind of option is read as declared; a repeated one is not split at commas."""
+    arguments = ["--no-access-log", "--use-colors", "--header", "A: b, c", "--header", "D: e", "--bind", "unix:s"]
+    arguments += ["--uds-permissions", "660", "--timeout-disconnect-grace", "none"]
+    program = finish(*SERVE, *arguments, "--print-config", cwd=folder)
+    shown = [line.split("#")[0].strip() for line in program.output.splitlines() if "command line" in line]
+    assert shown == [
+        'bind = ["unix:s"]',
+        "uds_permissions = 0o660",
+        'header = ["A: b, c", "D: e"]',
+        'timeout_disconnect_grace = "none"',
+        "access_log = false",
+        "use_colors = true",
+    ]
+
+
+def test_help_shows_every_option_under_its_heading(folder):
+    """--help lists each option below the heading of its group, with its default."""
+    program = finish(*SERVE, "--help", cwd=folder, COLUMNS="110")
+    assert program.process.returncode == 0
+    lines = program.output.splitlines()
+    for one in options():
+        (at,) = (number for number, line in enumerate(lines) if line.strip().startswith(f"{one.flag} "))
+        heading = next(line for line in reversed(lines[:at]) if line and not line.startswith(" "))
+        assert heading == f"{one.group.value}:"
+    assert "[default: 8000]" in program.output
+    assert "[default: on]" in program.output
+
+
+def test_version(folder):
+    """--version prints the name and the version."""
+    program = finish(*SERVE, "--version", cwd=folder)
+    assert program.process.returncode == 0
+    assert program.output.startswith("trioserve ")
+
+
+def test_json_log(folder):
+    """--log-format json makes every line a JSON object: what the server says on stderr, access lines on stdout."""
+    with start(*SERVE, "main:app", "--port", "0", "--log-format", "json", cwd=folder) as program:
+        with program.connect("/") as client:
+            while client.recv(4096):
+                pass
+        program.signal()
+        assert program.wait() == 0
+    assert all(json.loads(line)["logger"] == "trioserve" for line in program.errors.splitlines())
+    (access,) = (json.loads(line) for line in program.output.splitlines() if line.startswith("{"))
+    assert (access["logger"], access["target"], access["status"]) == ("trioserve.access", "/", 200)

@@ -1,0 +1,1 @@
+"""The application side: ASGI, written once above the exchange."""

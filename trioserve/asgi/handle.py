@@ -1,0 +1,97 @@
+"""The boundary round the application: nothing it does gets past here."""
+
+from __future__ import annotations
+
+import trio
+
+from ..context import ServerContext
+from ..errors import ClientDisconnected, MessageError
+from ..exchange import Exchange, Response
+from ..logs import log_application_error
+from .http import HTTPCall
+from .scope import build_http_scope
+
+_PASSING = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
+_SERVER_ERROR = b"Internal Server Error"
+
+
+async def handle_http(exchange: Exchange, server: ServerContext) -> bool:
+    """Call the application for one exchange; returns whether it did what ASGI asks of it.
+
+    Whatever it raises, ``SystemExit`` too, is logged, and answered with 500 if nothing was sent; only cancellation and
+    KeyboardInterrupt pass. An exchange that is not complete when this returns was aborted.
+    """
+    observer = server.observer
+    call = HTTPCall(exchange, observer.debug_received if observer.wants_debug else None)
+    scope = build_http_scope(exchange, server.state, root_path=server.config.root_path, debug=observer.wants_debug)
+    error: BaseException | None = None
+    try:
+        await server.app(scope, call.receive, call.send)
+    except BaseException as raised:
+        error, passing = _sort(raised)
+        if passing is not None:
+            if error is not None:
+                _report(server, exchange, "exception in the application while it was cancelled", error)
+            raise passing from None
+    if error is None and (exchange.ended or call.is_complete):
+        return True
+    return await _make_up_for(exchange, server, error)
+
+
+async def _make_up_for(exchange: Exchange, server: ServerContext, error: BaseException | None) -> bool:
+    """Log what went wrong and end the exchange."""
+    if error is not None and not _is_disconnect(error, exchange):
+        _report(server, exchange, "exception in the application", error)
+    elif not exchange.ended and not exchange.has_left:
+        what = "before its response was complete" if exchange.status is not None else "without a response"
+        error = MessageError(f"the application returned {what}")
+        _report(server, exchange, str(error), error)
+    if exchange.ended:
+        return error is None
+    if exchange.status is not None:
+        exchange.abort()
+        return False
+    try:
+        await send_plain(exchange, 500, _SERVER_ERROR)
+    except ClientDisconnected:
+        exchange.abort()
+    return False
+
+
+async def send_plain(exchange: Exchange, status: int, text: bytes, *more_headers: tuple[bytes, bytes]) -> None:
+    """Send a complete response of plain text."""
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(text)),
+        *more_headers,
+    ]
+    await exchange.send_response(Response(status, headers))
+    await exchange.send_body(text, more=False)
+
+
+def _sort(raised: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Split what came out of the application into (error, what must pass)."""
+    if isinstance(raised, _PASSING):
+        return None, raised
+    if isinstance(raised, BaseExceptionGroup):
+        passing, error = raised.split(_PASSING)
+        return error, passing
+    return raised, None
+
+
+def _is_disconnect(error: BaseException, exchange: Exchange) -> bool:
+    """Whether the application merely let our own "nobody is there" through, alone or in groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_disconnect(one, exchange) for one in error.exceptions)
+    # Starlette turns the OSError of a send into its own ClientDisconnect, with ours as its context.
+    return isinstance(error, ClientDisconnected) or (
+        exchange.has_left and isinstance(error.__context__, ClientDisconnected)
+    )
+
+
+def _report(server: ServerContext, exchange: Exchange, message: str, error: BaseException) -> None:
+    request = exchange.request
+    server.counters.application_errors += 1
+    server.observer.application_failed(error)
+    line = f"{request.method} {request.target.decode('ascii')} HTTP/{request.http_version}"
+    log_application_error(message, error, line)

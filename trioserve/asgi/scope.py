@@ -1,0 +1,69 @@
+"""The ASGI scope of an HTTP exchange."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote_to_bytes
+
+from ..exchange import Exchange
+from ..types import PlainValues, Scope, State
+
+SPEC_VERSION = "2.5"
+
+
+def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug: bool) -> Scope:
+    """Build the scope of one exchange; ``headers``, ``extensions`` and ``state`` are fresh objects.
+
+    Source: ASGI HTTP & WebSocket §"HTTP Connection Scope".
+    """
+    request = exchange.request
+    endpoint = request.endpoint
+    raw_path, _, query = request.target.partition(b"?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
+        "http_version": request.http_version,
+        "method": request.method,
+        "scheme": endpoint.scheme,
+        "path": _mount(decode_path(raw_path), root_path),
+        "raw_path": raw_path,
+        "query_string": query,
+        "root_path": root_path,
+        "headers": request.headers,
+        "client": endpoint.client,
+        "server": endpoint.server,
+        "state": state.copy(),
+        "extensions": _extensions(exchange, debug),
+    }
+
+
+def decode_path(raw: bytes) -> str:
+    """Percent-decode a path as UTF-8; bytes that are not UTF-8 become U+FFFD, so no path is refused for them."""
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
+    return raw.decode("utf-8", "replace")
+
+
+def _mount(path: str, root_path: str) -> str:
+    """Return the path below root_path, whether the proxy in front stripped the prefix or passed it on.
+
+    ASGI's ``path`` includes ``root_path``; doing it twice is what breaks applications behind proxies that pass it on.
+    """
+    if not root_path or path == root_path or path.startswith(root_path + "/"):
+        return path
+    return root_path + path
+
+
+def _extensions(exchange: Exchange, debug: bool) -> PlainValues:
+    extensions: PlainValues = {
+        "http.response.trailers": {},
+        "http.response.early_hint": {},
+        "http.response.pathsend": {},
+    }
+    if exchange.can_send_files:
+        extensions["http.response.zerocopysend"] = {}
+    if debug:
+        extensions["http.response.debug"] = {}
+    tls = exchange.request.endpoint.tls()
+    if tls is not None:
+        extensions["tls"] = tls
+    return extensions

@@ -1,0 +1,167 @@
+"""The command line, made from the declarations of the options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import click
+
+from .config import options
+from .errors import AppLoadError, ConfigError
+from .options import Group, Option
+from .process.loader import split_target
+from .process.runner import run_settings
+from .process.settings import format_settings, read_settings
+from .types import AnyValue, PlainValues
+
+_OTHER = "Settings and help"
+
+_EPILOG = """\b
+Each option can also be set in the environment (TRIOSERVE_PORT=8000) and in a file: --config FILE,
+else trioserve.toml in the current folder, else [tool.trioserve] of the nearest pyproject.toml.
+The command line wins over the environment, the environment over the file; "none" stands for no value.
+
+\b
+Exit codes: 0 stopped and drained, 1 crashed or cut off by the hard deadline, 2 wrong usage,
+3 cannot start.
+"""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one option from the command line as it is read from everywhere else."""
+
+    option: Option
+
+    def __call__(self, context: click.Context, parameter: click.Parameter, value: AnyValue) -> AnyValue:
+        if value is None or value == ():
+            return None  # not given
+        try:
+            # Options that are given several times are not split at commas: a header may contain one.
+            return self.option.parse(value) if isinstance(value, str) else self.option.check(_as_plain(value))
+        except ConfigError as error:
+            raise click.BadParameter(str(error), context, parameter) from None
+
+
+def _as_plain(value: bool | Sequence[str]) -> bool | list[str]:
+    return value if isinstance(value, bool) else list(value)
+
+
+class _Option(click.Option):
+    """A click option that knows under which heading ``--help`` shows it."""
+
+    heading = _OTHER
+
+
+def _make_parameter(one: Option) -> click.Parameter:
+    names = [one.name, f"{one.flag}/--no-{one.flag[2:]}" if one.kind is bool else one.flag]
+    # click gets no default: whether an option was given decides if the environment and the file are asked.
+    made = _Option(
+        names,
+        default=None,
+        type=bool if one.kind is bool else str,
+        multiple=one.repeatable,
+        metavar=None if one.kind is bool else _metavar(one),
+        help=one.help + _default_note(one),
+        callback=_Reader(one),
+    )
+    made.heading = one.group.value
+    return made
+
+
+def _metavar(one: Option) -> str:
+    if one.choices:
+        return "[" + "|".join(one.choices) + "]"
+    return one.metavar or {int: "N", float: "SECONDS", str: "TEXT"}[one.kind]
+
+
+def _default_note(one: Option) -> str:
+    if one.default is None or one.default in ((), ""):
+        return ""
+    if isinstance(one.default, bool):
+        return "  [default: on]" if one.default else ""
+    return f"  [default: {one.default:g}]" if isinstance(one.default, float) else f"  [default: {one.default}]"
+
+
+class _Command(click.Command):
+    """Shows its options under the headings of their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings = [*(group.value for group in Group), _OTHER]
+        parameters = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        for heading in headings:
+            rows = [each.get_help_record(ctx) for each in parameters if getattr(each, "heading", _OTHER) == heading]
+            with formatter.section(heading):
+                formatter.write_dl([row for row in rows if row is not None], col_max=34)
+
+
+def _check_app(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        # A bare word is left free for sub-commands, so it is wrong usage here and not an application that is missing.
+        try:
+            split_target(value)
+        except AppLoadError as error:
+            raise click.UsageError(str(error), context) from None
+    return value
+
+
+def _serve(app: str | None, config: str | None, print_config: bool, **given: AnyValue) -> None:
+    """Serve APP, an ASGI application given as module:attribute, on Trio.
+
+    First steps: trioserve trioserve.demo:app
+    """
+    context = click.get_current_context()
+    values: PlainValues = {name: value for name, value in given.items() if _was_given(context, name)}
+    try:
+        settings = read_settings(values, app=app, config_file=config)
+        target = _check_app_set(settings.app, settings.sources["app"])
+    except (ConfigError, AppLoadError) as error:
+        raise click.UsageError(str(error)) from None
+    if print_config:
+        for warning in settings.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        click.echo(format_settings(settings))
+        return
+    if target is None:
+        raise click.UsageError("APP is missing: name the application as module:attribute, such as main:app")
+    context.exit(run_settings(target, settings))
+
+
+def _was_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _check_app_set(target: str | None, source: str) -> str | None:
+    if target is not None:
+        try:
+            split_target(target)
+        except AppLoadError as error:
+            raise ConfigError(f"{error} ({source})") from None
+    return target
+
+
+def _parameters() -> list[click.Parameter]:
+    return [
+        click.Argument(["app"], required=False, metavar="APP", callback=_check_app),
+        *(_make_parameter(one) for one in options()),
+        _Option(["config", "--config"], metavar="FILE", help="Read options from this TOML file."),
+        _Option(
+            ["print_config", "--print-config"], is_flag=True, help="Show each value and where it came from, and exit."
+        ),
+    ]
+
+
+def _make_command(serve: Callable[..., None]) -> click.Command:
+    command = _Command(
+        "trioserve",
+        callback=serve,
+        params=_parameters(),
+        help=serve.__doc__,
+        epilog=_EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    return click.version_option(package_name="trioserve", message="trioserve %(version)s")(command)
+
+
+main = _make_command(_serve)

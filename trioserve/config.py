@@ -1,0 +1,242 @@
+"""Every option, declared once.
+
+A Config is plain values and survives JSON: file paths, never an SSLContext, a socket, a logger or a callable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
+from .errors import ConfigError
+from .options import Group, Option, option
+from .types import AnyValue, PlainValues
+
+_FIELD_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")  # RFC 9110 §5.1: a token
+_FIELD_VALUE = re.compile(r"[\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?|")  # RFC 9110 §5.5
+
+
+def parse_header(text: str) -> tuple[bytes, bytes]:
+    """Read ``Name: value``; raises ConfigError."""
+    name, colon, value = text.partition(":")
+    value = value.strip(" \t")
+    if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+        raise ConfigError(f"header must be 'Name: value', not {text!r}")
+    if name.lower() in ("connection", "content-length", "transfer-encoding", "upgrade", "trailer"):
+        raise ConfigError(f"header {name!r} belongs to the connection, and the server sets it")
+    return name.encode("ascii"), value.encode("latin-1")
+
+
+def _check_dotted_name(text: str) -> None:
+    module, colon, attribute = text.partition(":")
+    if not (module and colon and attribute):
+        raise ConfigError(f"ssl_context_factory must be module:attribute, not {text!r}")
+
+
+def _check_root_path(text: str) -> None:
+    if text and not text.startswith("/"):
+        raise ConfigError(f"root_path must begin with a slash, or be empty, not {text!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of a server. Names, defaults and units are the command line's.
+
+    Only the command line and ``run()`` read the environment and files; ``Config(...)`` never does. Raises ConfigError for a
+    value an option cannot take.
+    """
+
+    host: str = option("127.0.0.1", Group.WHERE, "Address or name to listen on; a name may mean several addresses.")
+    port: int = option(8000, Group.WHERE, "TCP port; 0 lets the system choose.", minimum=0)
+    uds: str | None = option(None, Group.WHERE, "Listen on this unix socket instead of host and port.", metavar="PATH")
+    fd: int | None = option(
+        None, Group.WHERE, "Listen on this inherited descriptor instead of host and port.", minimum=0, metavar="N"
+    )
+    bind: tuple[str, ...] = option(
+        (),
+        Group.WHERE,
+        "Listen here instead of host and port: HOST:PORT, [v6]:PORT, unix:PATH or fd:N. Repeatable.",
+        metavar="ADDRESS",
+        check=parse_bind,
+    )
+    insecure_bind: tuple[str, ...] = option(
+        (), Group.WHERE, "Also listen here without TLS. Repeatable.", metavar="ADDRESS", check=parse_bind
+    )
+    backlog: int = option(2048, Group.WHERE, "Connections the kernel queues before they are accepted.", minimum=1)
+    uds_permissions: int | None = option(
+        None,
+        Group.WHERE,
+        "Mode of unix sockets in octal, such as 660; default: by the umask.",
+        minimum=0,
+        octal=True,
+        metavar="MODE",
+    )
+
+    factory: bool = option(False, Group.APP, "The attribute is a function that returns the application.")
+    app_dir: str | None = option(
+        None, Group.APP, "Folder to import the application from; default: the current folder.", metavar="FOLDER"
+    )
+    lifespan: Literal["auto", "on", "off"] = option(
+        "auto", Group.APP, "Lifespan events: on requires them, auto does without if the application does not know them."
+    )
+    root_path: str = option(
+        "", Group.APP, "Path under which a proxy mounts the application.", metavar="PATH", check=_check_root_path
+    )
+    env_file: str | None = option(
+        None, Group.APP, "Read environment variables from this file first (needs python-dotenv).", metavar="FILE"
+    )
+
+    ssl_certfile: str | None = option(None, Group.TLS, "Certificate chain in PEM; turns TLS on.", metavar="FILE")
+    ssl_keyfile: str | None = option(
+        None, Group.TLS, "Private key in PEM; default: inside the certificate file.", metavar="FILE"
+    )
+    ssl_keyfile_password: str | None = option(None, Group.TLS, "Password of an encrypted private key.", metavar="TEXT")
+    ssl_ca_certs: str | None = option(
+        None, Group.TLS, "Authorities in PEM that client certificates are checked against.", metavar="FILE"
+    )
+    ssl_cert_reqs: Literal["none", "optional", "required"] = option("none", Group.TLS, "Ask clients for a certificate.")
+    ssl_ciphers: str | None = option(
+        None, Group.TLS, "Ciphers for TLS 1.2 in OpenSSL's syntax; default: OpenSSL's.", metavar="LIST"
+    )
+    ssl_min_version: Literal["TLSv1.2", "TLSv1.3"] = option("TLSv1.2", Group.TLS, "Oldest TLS version accepted.")
+    ssl_context_factory: str | None = option(
+        None,
+        Group.TLS,
+        "module:function that is called with (config, default) and returns the SSLContext; default() builds ours.",
+        metavar="NAME",
+        check=_check_dotted_name,
+    )
+
+    http: Literal["auto", "h11"] = option("auto", Group.HTTP, "HTTP/1.1 implementation.")
+    server_header: bool = option(True, Group.HTTP, "Send a Server field.")
+    date_header: bool = option(True, Group.HTTP, "Send a Date field.")
+    header: tuple[str, ...] = option(
+        (),
+        Group.HTTP,
+        "Field added to every response, as 'Name: value'. Repeatable.",
+        metavar="FIELD",
+        check=parse_header,
+    )
+
+    limit_concurrency: int | None = option(
+        None, Group.LIMITS, "Requests in progress at once; one more gets 503.", minimum=1, metavar="N"
+    )
+    limit_max_requests: int | None = option(
+        None, Group.LIMITS, "Stop after this many requests.", minimum=1, metavar="N"
+    )
+    limit_max_requests_jitter: int = option(
+        0, Group.LIMITS, "Add up to this many to limit_max_requests, chosen at random.", minimum=0
+    )
+    limit_requests_per_connection: int | None = option(
+        None, Group.LIMITS, "Close a connection after this many requests.", minimum=1, metavar="N"
+    )
+    limit_request_head: int = option(65536, Group.LIMITS, "Bytes of a request line and its fields.", minimum=256)
+    limit_request_fields: int = option(100, Group.LIMITS, "Field lines of a request.", minimum=1)
+    limit_request_body: int | None = option(
+        None, Group.LIMITS, "Bytes of a request body; more gets 413.", minimum=0, metavar="N"
+    )
+
+    timeout_keep_alive: float = option(75, Group.CLOCKS, "Wait for the next request on a connection.", minimum=0)
+    timeout_request_head: float = option(10, Group.CLOCKS, "From the first byte of a head to its end.", above=0)
+    timeout_request_body: float = option(30, Group.CLOCKS, "Wait for more of a body.", above=0)
+    timeout_write: float = option(30, Group.CLOCKS, "Wait for a client to take more of a response.", above=0)
+    timeout_request: float | None = option(
+        None, Group.CLOCKS, "From the head to the end of the response; then 504.", above=0
+    )
+    timeout_disconnect_grace: float | None = option(
+        3, Group.CLOCKS, "Handlers are cancelled this long after their client left; none = never.", minimum=0
+    )
+    timeout_tls_handshake: float = option(10, Group.CLOCKS, "TLS handshake.", above=0)
+    timeout_graceful_shutdown: float = option(30, Group.CLOCKS, "Requests may finish after a stop.", minimum=0)
+    timeout_hard_shutdown: float = option(
+        5, Group.CLOCKS, "Cancelled requests may clean up; then the process ends.", above=0
+    )
+    timeout_startup: float = option(60, Group.CLOCKS, "The application's start-up.", above=0)
+    timeout_shutdown: float = option(30, Group.CLOCKS, "The application's shutdown.", above=0)
+
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = option(
+        "info", Group.LOGS, "Least level that is logged."
+    )
+    log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
+    access_log: bool = option(True, Group.LOGS, "One line per finished exchange.")
+    use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
+
+    def __post_init__(self) -> None:
+        for one in options():
+            # A frozen dataclass is set through object; the checked form differs only in tuple for list, float for int.
+            object.__setattr__(self, one.name, one.check(getattr(self, one.name)))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.port > 65535:
+            raise ConfigError(f"port must be a whole number from 0 to 65535, not {self.port}")
+        if self.ssl_certfile is None and self.ssl_context_factory is None:
+            for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} needs ssl_certfile")
+        if self.ssl_cert_reqs != "none" and self.ssl_context_factory is None:
+            if self.ssl_certfile is None:
+                raise ConfigError("ssl_cert_reqs needs ssl_certfile")
+            if self.ssl_ca_certs is None:
+                raise ConfigError(f"ssl_cert_reqs={self.ssl_cert_reqs} needs ssl_ca_certs")
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.ssl_certfile is not None or self.ssl_context_factory is not None
+
+    @property
+    def names_address(self) -> bool:
+        """Whether an address was named beside host and port."""
+        return bool(self.bind or self.uds is not None or self.fd is not None or self.insecure_bind)
+
+    @property
+    def binds(self) -> tuple[tuple[Bind, bool], ...]:
+        """What to listen on, each with whether it speaks TLS."""
+        named: list[Bind] = [parse_bind(text) for text in self.bind]
+        if self.uds is not None:
+            named.append(UnixBind(self.uds))
+        if self.fd is not None:
+            named.append(DescriptorBind(self.fd))
+        if not named:
+            named.append(TCPBind(self.host, self.port))
+        plain = [parse_bind(text) for text in self.insecure_bind]
+        return tuple((bind, self.uses_tls) for bind in named) + tuple((bind, False) for bind in plain)
+
+    @property
+    def extra_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return tuple(parse_header(text) for text in self.header)
+
+    def to_plain(self) -> PlainValues:
+        """Every option by name, as values that JSON can carry."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, AnyValue]) -> Config:
+        """The reverse of to_plain; raises ConfigError for a name or a value that is none of ours."""
+        known = {one.name for one in options()}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise ConfigError(f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return cls(**values)
+
+    def replace(self, **changes: AnyValue) -> Config:
+        """A copy with some options changed; raises ConfigError for an unknown name or a wrong value."""
+        return Config.from_plain({**self.to_plain(), **changes})
+
+
+@functools.cache
+def options() -> tuple[Option, ...]:
+    """What is known of each option, in the order of declaration."""
+    annotations = typing.get_type_hints(Config)
+    return tuple(Option.from_field(declared, annotations[declared.name]) for declared in dataclasses.fields(Config))

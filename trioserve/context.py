@@ -1,0 +1,99 @@
+"""What the connections of one server share, and the context variables each request starts from."""
+
+from __future__ import annotations
+
+import contextvars
+import random
+import time
+from dataclasses import dataclass, field
+from email.utils import formatdate
+
+import trio
+
+from .clock import Clock
+from .config import Config
+from .drain import Drain, DrainKind
+from .exchange import Request
+from .logs import ExchangeRecord, log_exchange
+from .metrics import Counters
+from .observer import Observer
+from .types import ASGIApp, Headers, State
+
+
+@dataclass(slots=True)
+class DefaultHeaders:
+    """The fields that go into every response; made again once a second, for Date."""
+
+    config: Config
+    second: int = -1
+    fields: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def current(self) -> Headers:
+        now = int(time.time())
+        if now != self.second:
+            self.second = now
+            self.fields = [(name.lower(), value) for name, value in self.config.extra_headers]
+            if self.config.server_header:
+                self.fields.append((b"server", b"trioserve"))
+            if self.config.date_header:
+                self.fields.append((b"date", formatdate(now, usegmt=True).encode("ascii")))
+        return self.fields
+
+
+class ServerContext:
+    """One server's shared things; lives from the end of its start-up to the end of its last connection."""
+
+    def __init__(self, app: ASGIApp, config: Config, *, observer: Observer) -> None:
+        self.app = app
+        self.config = config
+        self.observer = observer
+        self.state: State = {}
+        self.clock = Clock()
+        self.drain = Drain()
+        self.counters = Counters()
+        self.default_headers = DefaultHeaders(config)
+        self._max_requests = _choose_max_requests(config)
+        self.active: dict[object, tuple[Request, float]] = {}
+        self.base = contextvars.copy_context()
+
+    def reset_context_variables(self) -> None:
+        """Give the current task fresh context variables, as they were after lifespan start-up.
+
+        Takes effect when the task next suspends: a wait or a checkpoint must follow before the application runs.
+        """
+        trio.lowlevel.current_task().context = self.base.copy()
+
+    def exchange_began(self, exchange: object, request: Request, started: float) -> None:
+        self.active[exchange] = (request, started)
+        counters = self.counters
+        counters.requests += 1
+        counters.requests_total += 1
+        if counters.requests_total == self._max_requests:
+            self.drain.begin(DrainKind.STOP)
+
+    def exchange_left(self, exchange: object) -> None:
+        """The application has returned."""
+        del self.active[exchange]
+        self.counters.requests -= 1
+
+    def exchange_ended(self, record: ExchangeRecord) -> None:
+        self.observer.exchange_ended(record)
+        if self.config.access_log:
+            log_exchange(record)
+
+    def describe_waiting(self) -> str:
+        """What a drain waits for, in words."""
+        if not self.active:
+            return f"{self.counters.connections} connections" if self.counters.connections else "nothing"
+        request, started = min(self.active.values(), key=lambda entry: entry[1])
+        count = len(self.active)
+        target = request.target.decode("ascii")
+        age = trio.current_time() - started
+        return f"{count} request{'s' * (count != 1)}, oldest {request.method} {target} {age:.0f} s"
+
+
+def _choose_max_requests(config: Config) -> int | None:
+    if config.limit_max_requests is None:
+        return None
+    # Workers that were started together must not all stop together.
+    return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)

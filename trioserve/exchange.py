@@ -1,0 +1,110 @@
+"""The seam: one request and its response, whatever HTTP version carries them.
+
+The wire side implements Exchange; the application side is written once above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .types import Headers, PlainValues
+
+Address = tuple[str, int | None]
+"""Host and port, or the path of a unix socket and None (as ASGI's ``client`` and ``server``)."""
+
+
+def _no_tls() -> PlainValues | None:
+    return None
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """What is known of a connection before its first byte.
+
+    ``tls`` gives the ASGI TLS extension's values, or None on a plain connection; computed when first asked for.
+    """
+
+    client: Address | None = None
+    server: Address | None = None
+    scheme: str = "http"
+    tls: Callable[[], PlainValues | None] = _no_tls
+
+
+@dataclass(slots=True)
+class Request:
+    """A request head.
+
+    ``target`` is origin-form or ``*``: an absolute-form target has been taken apart into ``target`` and the Host field
+    (RFC 9112 §3.2.2). ``headers`` has lower-case names.
+    """
+
+    method: str
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    http_version: str
+    endpoint: Endpoint
+
+
+@dataclass(slots=True)
+class Response:
+    """A final response head. ``trailers`` keeps the message open after its body."""
+
+    status: int
+    headers: Headers
+    trailers: bool = False
+
+
+class Exchange(Protocol):
+    """One request and its response.
+
+    ``receive_body`` is for one task at a time; everything that sends may be called by several. What sends raises
+    ClientDisconnected once nothing can reach the client, and MessageError for a message that HTTP forbids.
+    """
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def status(self) -> int | None:
+        """None until the final response head is handed over."""
+
+    @property
+    def ended(self) -> bool:
+        """The response is complete or was aborted."""
+
+    @property
+    def has_left(self) -> bool:
+        """The client is known to be gone; asking never waits."""
+
+    @property
+    def can_send_files(self) -> bool:
+        """Whether send_file hands the file to the kernel, without a copy through this process."""
+
+    async def receive_body(self) -> tuple[bytes, bool]:
+        """Return (piece, more).
+
+        Returns without a checkpoint when a piece is there; sends 100 when it must wait and the client waits for it
+        (RFC 9110 §10.1.1). Raises ClientDisconnected when the body can no longer become complete.
+        """
+
+    async def wait_disconnect(self) -> None:
+        """Return once the client is gone or the exchange has ended; without a checkpoint if so. Any number may wait."""
+
+    async def send_informational(self, status: int, headers: Headers) -> None: ...
+
+    async def send_response(self, response: Response) -> None:
+        """Hand over the head. It leaves with the first piece of the body, in one write."""
+
+    async def send_body(self, data: bytes, more: bool) -> None:
+        """Send a piece; an empty one with ``more`` sends the head alone."""
+
+    async def send_file(self, file: int, offset: int, count: int, more: bool) -> None:
+        """Send ``count`` bytes of an open descriptor from ``offset``; the descriptor may be closed when this returns."""
+
+    async def send_trailers(self, headers: Headers) -> None:
+        """End a message whose Response had ``trailers``."""
+
+    def abort(self) -> None:
+        """The response cannot be completed: close without the last chunk."""

@@ -1,0 +1,204 @@
+"""What is logged, and how the command line shows it.
+
+The library only emits, on the three loggers below; neither importing this module nor ``serve()`` configures anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TextIO
+
+from .config import Config
+from .types import PlainValues
+
+server_log = logging.getLogger("trioserve")
+error_log = logging.getLogger("trioserve.error")
+access_log = logging.getLogger("trioserve.access")
+
+
+class Outcome(Enum):
+    """How an exchange ended."""
+
+    OK = "ok"
+    CLIENT_LEFT = "client left"
+    DEADLINE = "deadline"
+    ERROR = "error"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(slots=True)
+class ExchangeRecord:
+    """What is told of an exchange once it has ended.
+
+    ``status`` is None if no response was begun; ``received`` and ``sent`` are bytes of body; ``duration`` and
+    ``first_byte`` are seconds, the latter until the response head went out, None if it never did.
+    """
+
+    client: str
+    method: str
+    target: str
+    http_version: str
+    status: int | None
+    received: int
+    sent: int
+    duration: float
+    first_byte: float | None
+    outcome: Outcome
+
+    @property
+    def request_line(self) -> str:
+        return _printable(f"{self.method} {self.target} HTTP/{self.http_version}")
+
+    def to_plain(self) -> PlainValues:
+        return {
+            "client": self.client,
+            "method": self.method,
+            "target": self.target,
+            "http_version": self.http_version,
+            "status": self.status,
+            "received": self.received,
+            "sent": self.sent,
+            "duration": round(self.duration, 6),
+            "first_byte": None if self.first_byte is None else round(self.first_byte, 6),
+            "outcome": self.outcome.value,
+        }
+
+
+def _printable(text: str) -> str:
+    # The wire lets only printable ASCII through; a log line must not depend on that, because a raw line feed or escape
+    # sequence from a client forges lines and drives terminals.
+    if text.isascii() and text.isprintable():
+        return text
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def log_exchange(record: ExchangeRecord) -> None:
+    """Write the access line of an exchange that has ended; the record travels along as ``exchange``."""
+    if not access_log.isEnabledFor(logging.INFO):
+        return
+    access_log.info(
+        '%s "%s" %s %d bytes %.1f ms first byte %s %s',
+        _printable(record.client),
+        # Clients do send quotes in targets; unescaped, one would end the field for whoever reads the line.
+        record.request_line.replace('"', '\\"'),
+        "-" if record.status is None else record.status,
+        record.sent,
+        record.duration * 1000,
+        "-" if record.first_byte is None else f"{record.first_byte * 1000:.1f} ms",
+        record.outcome.value,
+        extra={"exchange": record},
+    )
+
+
+def log_application_error(message: str, error: BaseException | None, request_line: str) -> None:
+    """Write one record with the error's trace and the request it belongs to."""
+    request_line = _printable(request_line)
+    error_log.error("%s: %s", message, request_line, exc_info=error, extra={"request_line": request_line})
+
+
+# CRITICAL is what ends the process: logged so because no log_level silences it, called "error" because it is one.
+_LABELS = {logging.CRITICAL: "error"}
+_COLOR_ERROR, _COLOR_WARNING, _COLOR_FINE, _COLOR_FAINT = "31", "33", "32", "2"
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people: local time, level, message."""
+
+    default_msec_format = "%s.%03d"
+
+    def __init__(self, *, use_colors: bool = False) -> None:
+        super().__init__()
+        self._use_colors = use_colors
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        time = self.formatTime(record)
+        label = _LABELS.get(record.levelno, record.levelname.lower())
+        if self._use_colors:
+            time = _paint(time, _COLOR_FAINT)
+            label = _paint(label, _color_of(record))
+        return f"{time} {label}: {record.message}"
+
+
+def _paint(text: str, color: str) -> str:
+    return f"\x1b[{color}m{text}\x1b[0m"
+
+
+def _color_of(record: logging.LogRecord) -> str:
+    """An access line takes the colour of how the exchange went, any other that of its level."""
+    exchange = getattr(record, "exchange", None)
+    if isinstance(exchange, ExchangeRecord):
+        status = exchange.status or 0
+        if status >= 500 or exchange.outcome is Outcome.ERROR:
+            return _COLOR_ERROR
+        return _COLOR_WARNING if status >= 400 or exchange.outcome is not Outcome.OK else _COLOR_FINE
+    if record.levelno >= logging.ERROR:
+        return _COLOR_ERROR
+    if record.levelno >= logging.WARNING:
+        return _COLOR_WARNING
+    return _COLOR_FINE if record.levelno >= logging.INFO else _COLOR_FAINT
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object per line: time (UTC), level, logger, message, and what the record carries besides."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        values: PlainValues = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        exchange = getattr(record, "exchange", None)
+        if isinstance(exchange, ExchangeRecord):
+            values.update(exchange.to_plain())
+        request_line = getattr(record, "request_line", None)
+        if request_line is not None:
+            values["request_line"] = request_line
+        if record.exc_info:
+            values["exception"] = self.formatException(record.exc_info)
+        return json.dumps(values, default=str)
+
+
+class _ConsoleHandler(logging.StreamHandler[TextIO]):
+    """A handler of ours, told by its class from those that others have put on the logger."""
+
+    def __init__(self, stream: TextIO, config: Config, *, takes_access: bool) -> None:
+        super().__init__(stream)
+        self.addFilter(lambda record: (record.name == access_log.name) is takes_access)
+        if config.log_format == "json":
+            self.setFormatter(JSONFormatter())
+        else:
+            self.setFormatter(TextFormatter(use_colors=_wants_colors(config.use_colors, stream)))
+
+
+def _wants_colors(asked: bool | None, stream: TextIO) -> bool:
+    if asked is not None:
+        return asked
+    # https://no-color.org: present and not empty, whatever its value.
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def configure_logging(config: Config) -> None:
+    """Show what trioserve logs: access lines on stdout, everything else on stderr.
+
+    For the command line and ``run()`` only. Touches trioserve's own loggers and no other; a second call replaces what
+    the first one did.
+    """
+    for handler in list(server_log.handlers):
+        if isinstance(handler, _ConsoleHandler):
+            server_log.removeHandler(handler)
+    # Either is None in a process without a console (pythonw, a service).
+    for stream, takes_access in ((sys.stderr, False), (sys.stdout, True)):
+        if stream is not None:
+            server_log.addHandler(_ConsoleHandler(stream, config, takes_access=takes_access))
+    # An application that calls logging.basicConfig() would otherwise repeat every line on the console.
+    server_log.propagate = False
+    server_log.setLevel(config.log_level.upper())
+    access_log.setLevel(logging.NOTSET if config.access_log else logging.CRITICAL + 1)

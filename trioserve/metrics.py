@@ -1,0 +1,54 @@
+"""What a server counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals of one server, changed where things happen."""
+
+    connections: int = 0
+    connections_total: int = 0
+    requests: int = 0
+    requests_total: int = 0
+    rejected: dict[int, int] = field(default_factory=dict)
+    handshake_failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    application_errors: int = 0
+
+    def count_rejected(self, status: int) -> None:
+        self.rejected[status] = self.rejected.get(status, 0) + 1
+
+    def count_handshake_failure(self, listener: str, reason: str) -> None:
+        key = (listener, reason)
+        self.handshake_failures[key] = self.handshake_failures.get(key, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A server's figures at one moment.
+
+    ``connections`` and ``requests`` are open now, ``*_total`` since the start. ``rejected`` counts requests that the server
+    answered itself, by status. ``handshake_failures`` counts failed TLS handshakes by (listener, reason).
+    """
+
+    connections: int
+    connections_total: int
+    requests: int
+    requests_total: int
+    rejected: dict[int, int]
+    handshake_failures: dict[tuple[str, str], int]
+    application_errors: int
+
+
+def take_statistics(counters: Counters) -> Statistics:
+    return Statistics(
+        connections=counters.connections,
+        connections_total=counters.connections_total,
+        requests=counters.requests,
+        requests_total=counters.requests_total,
+        rejected=dict(counters.rejected),
+        handshake_failures=dict(counters.handshake_failures),
+        application_errors=counters.application_errors,
+    )

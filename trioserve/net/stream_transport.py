@@ -1,0 +1,258 @@
+"""A Transport over any ``trio.abc.Stream``: memory streams, TLS, channels of other protocols, sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+
+import outcome
+import trio
+
+from ..clock import Clock
+from ..errors import ClientDisconnected, WriteTimeout
+from ..transport import READ_AHEAD, FilePiece, Wake
+
+# The largest piece that is written under one deadline: "took nothing for 30 s" can only be seen between pieces. Also what
+# sendfile sends at a time, as it blocks the whole loop on cold files.
+PIECE = 256 * 1024
+
+CLOSE_PATIENCE = 1.0
+"""Seconds that a goodbye at closing may take."""
+
+_LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+def _nothing() -> None: ...
+
+
+class StreamTransport:
+    """A Transport. ``watch`` must run in a task of its own: it reads ahead, so that a client that leaves is noticed while
+    nobody reads.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, clock: Clock) -> None:
+        self._stream = stream
+        self._timer = clock.timer(self._pass_deadline)
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
+        self._reader: trio.lowlevel.Task | None = None
+        self._watcher_lot = trio.lowlevel.ParkingLot()
+        self._left_lot = trio.lowlevel.ParkingLot()
+        self._is_sending = False
+        self._queue: deque[bytes | FilePiece] = deque()
+        self._unsent = 0
+        self._queue_lot = trio.lowlevel.ParkingLot()
+        self.has_left = False
+        self.is_broken = False
+        self.on_left: Callable[[], None] = _nothing
+
+    @property
+    def can_send_files(self) -> bool:
+        return isinstance(self._stream, trio.SocketStream) and hasattr(os, "sendfile")
+
+    # Reading
+
+    async def watch(self) -> None:
+        """Read ahead until the peer has left or this is cancelled."""
+        receive = self._stream.receive_some
+        try:
+            while data := await receive(READ_AHEAD):
+                self._chunks.append(bytes(data))
+                self._buffered += len(data)
+                self._wake_reader(None)
+                while self._buffered >= READ_AHEAD:
+                    await self._watcher_lot.park()
+        except _LOST:
+            self.is_broken = True
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self.has_left:
+            self.has_left = True
+            self._wake_reader(None)
+            self._left_lot.unpark_all()
+            self._queue_lot.unpark_all()
+            self.on_left()
+
+    async def receive(self, deadline: float) -> bytes | Wake:
+        while True:
+            if self._chunks:
+                chunk = self._chunks.popleft()
+                self._buffered -= len(chunk)
+                if self._buffered < READ_AHEAD:
+                    self._watcher_lot.unpark_all()
+                return chunk
+            if self.has_left:
+                return b""
+            reason = await self._wait(deadline)
+            if reason is not None:
+                return reason
+
+    async def _wait(self, deadline: float) -> Wake | None:
+        self._reader = trio.lowlevel.current_task()
+        self._timer.set(deadline)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._reader = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        reason: Wake | None = await trio.lowlevel.wait_task_rescheduled(abort)
+        return reason
+
+    def _wake_reader(self, reason: Wake | None) -> None:
+        if self._reader is not None:
+            reader, self._reader = self._reader, None
+            trio.lowlevel.reschedule(reader, outcome.Value(reason))
+
+    def _pass_deadline(self) -> None:
+        self._wake_reader(Wake.DEADLINE)
+
+    async def wait_left(self) -> None:
+        if not self.has_left:
+            await self._left_lot.park()
+
+    def wake(self, reason: Wake) -> None:
+        self._wake_reader(reason)
+        self._left_lot.unpark_all()
+
+    # Writing
+
+    async def send(self, data: bytes, stall: float) -> None:
+        if self._is_sending:
+            await self._queue_up(data)
+        else:
+            await self._write_all(data, stall)
+
+    async def send_file(self, piece: FilePiece, stall: float) -> None:
+        if self._is_sending:
+            self._queue.append(piece)
+            # To the end, however little waits: the caller closes its file next.
+            while not self._is_written(piece):
+                await self._queue_lot.park()
+                self._raise_if_broken()
+        else:
+            await self._write_all(piece, stall)
+
+    def _is_written(self, piece: FilePiece) -> bool:
+        return piece not in self._queue and not self._is_sending
+
+    async def _queue_up(self, data: bytes) -> None:
+        """Leave the bytes to the task that is writing; wait only while too much is unsent."""
+        self._raise_if_broken()
+        self._queue.append(data)
+        self._unsent += len(data)
+        while self._unsent > READ_AHEAD:
+            await self._queue_lot.park()
+            self._raise_if_broken()
+
+    def _raise_if_broken(self) -> None:
+        if self.is_broken:
+            raise ClientDisconnected("the client has left")
+
+    async def _write_all(self, first: bytes | FilePiece, stall: float) -> None:
+        """Write this and then whatever other tasks have queued meanwhile."""
+        self._raise_if_broken()
+        self._is_sending = True
+        try:
+            await self._write(first, stall)
+            while self._queue:
+                piece = self._queue.popleft()
+                await self._write(piece, stall)
+                if isinstance(piece, bytes):
+                    self._unsent -= len(piece)
+                self._queue_lot.unpark_all()
+        except _LOST:
+            self.is_broken = True
+            self._leave()
+            raise ClientDisconnected("the client has left") from None
+        except BaseException:
+            # Cancelled, stalled, or a file that shrank: nobody knows how much went out, so nothing may follow it.
+            self.is_broken = True
+            raise
+        finally:
+            self._is_sending = False
+            self._queue_lot.unpark_all()
+
+    async def _write(self, piece: bytes | FilePiece, stall: float) -> None:
+        if isinstance(piece, FilePiece):
+            await self._write_bytes(piece.before, stall)
+            await self._write_file(piece, stall)
+            await self._write_bytes(piece.after, stall)
+        else:
+            await self._write_bytes(piece, stall)
+
+    async def _write_bytes(self, data: bytes, stall: float) -> None:
+        if len(data) <= PIECE:
+            if data:
+                await self._write_piece(data, stall)
+            return
+        with memoryview(data) as view:
+            for start in range(0, len(data), PIECE):
+                await self._write_piece(view[start : start + PIECE], stall)
+
+    async def _write_piece(self, data: bytes | memoryview, stall: float) -> None:
+        with trio.move_on_after(stall) as scope:
+            await self._stream.send_all(data)
+        if scope.cancelled_caught:
+            raise WriteTimeout(f"the client took nothing for {stall:g} s")
+
+    async def _write_file(self, piece: FilePiece, stall: float) -> None:
+        write = self._sendfile if self.can_send_files else self._copy_file
+        offset, end = piece.offset, piece.offset + piece.count
+        while offset < end:
+            count = await write(piece.file, offset, min(PIECE, end - offset), stall)
+            if count == 0:
+                raise EOFError(f"the file ended {end - offset} bytes early")
+            offset += count
+
+    async def _sendfile(self, file: int, offset: int, count: int, stall: float) -> int:
+        assert isinstance(self._stream, trio.SocketStream)
+        sock = self._stream.socket
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                return os.sendfile(sock.fileno(), file, offset, count)
+            except BlockingIOError:
+                with trio.move_on_after(stall) as scope:
+                    await trio.lowlevel.wait_writable(sock)
+                if scope.cancelled_caught:
+                    raise WriteTimeout(f"the client took nothing for {stall:g} s") from None
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
+    async def _copy_file(self, file: int, offset: int, count: int, stall: float) -> int:
+        data = await trio.to_thread.run_sync(_read_at, file, offset, count)
+        await self._write_bytes(data, stall)
+        return len(data)
+
+    # Closing
+
+    async def send_eof(self) -> None:
+        if isinstance(self._stream, trio.abc.HalfCloseableStream) and not self.is_broken:
+            with contextlib.suppress(*_LOST, trio.BusyResourceError):
+                await self._stream.send_eof()
+
+    async def aclose(self, *, reset: bool = False) -> None:
+        self._timer.close()
+        self.is_broken = True
+        if reset:
+            _make_close_reset(self._stream)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_PATIENCE):
+            await self._stream.aclose()
+        self._queue_lot.unpark_all()
+
+
+def _read_at(file: int, offset: int, count: int) -> bytes:
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.read(file, count)
+
+
+def _make_close_reset(stream: trio.abc.Stream) -> None:
+    """Let closing send RST. On a stream that is no socket the end of the bytes must speak for itself."""
+    if isinstance(stream, trio.SocketStream) and stream.socket.family != getattr(socket, "AF_UNIX", None):
+        with contextlib.suppress(OSError):
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

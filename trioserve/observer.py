@@ -1,0 +1,36 @@
+"""What a server tells the one who runs it: the process around it, or a test."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from .logs import ExchangeRecord
+from .types import PlainValues
+
+
+class Phase(Enum):
+    """The life of a server, in order; DRAINING, and then CANCELLING, are left out when nothing calls for them."""
+
+    STARTING = auto()
+    SERVING = auto()
+    DRAINING = auto()
+    CANCELLING = auto()
+    STOPPING = auto()  # every handler has ended; lifespan.shutdown begins
+    STOPPED = auto()
+
+
+class Observer:
+    """Hears what happens in a server, in the task in which it happens; does nothing by itself.
+
+    ``wants_debug``: offer ``http.response.debug`` to the application.
+    """
+
+    wants_debug = False
+
+    def phase_changed(self, phase: Phase) -> None: ...
+
+    def exchange_ended(self, record: ExchangeRecord) -> None: ...
+
+    def application_failed(self, error: BaseException) -> None: ...
+
+    def debug_received(self, info: PlainValues) -> None: ...

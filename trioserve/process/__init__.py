@@ -1,0 +1,1 @@
+"""The process around a server: loading the application, settings, signals."""

@@ -1,0 +1,141 @@
+"""Find the application that ``module:attribute`` names.
+
+The name is imported and looked up, never evaluated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+import trio
+
+from ..errors import AppLoadError
+from ..types import ASGIApp
+
+# Frames of these lie between the command line and the user's code, and tell the user nothing.
+_NOT_THE_USERS = (
+    "<frozen importlib",
+    str(Path(importlib.__file__).parent) + os.sep,
+    str(Path(trio.__file__).parent) + os.sep,
+    str(Path(__file__).parent.parent) + os.sep,
+)
+
+
+def user_traceback(traceback: TracebackType | None) -> TracebackType | None:
+    """The part of a trace from the user's first frame on; None if there is no such frame."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        traceback = traceback.tb_next
+    return traceback
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """Take ``module:attribute`` apart; raises AppLoadError, naming what was probably meant."""
+    module, _, attribute = target.partition(":")
+    if _is_dotted(module) and _is_dotted(attribute) and not module.endswith(".py") and not _has_separator(module):
+        return module, attribute
+    stem = module.replace("\\", "/").removesuffix(".py").strip("./").replace("/", ".")
+    hint = (
+        f"; did you mean '{stem}:{attribute or 'app'}'?" if _is_dotted(stem) and _is_dotted(attribute or "app") else ""
+    )
+    raise AppLoadError(f"APP must be module:attribute, not {target!r}{hint}")
+
+
+def _is_dotted(name: str) -> bool:
+    return all(name.split("."))
+
+
+def _has_separator(name: str) -> bool:
+    return "/" in name or "\\" in name
+
+
+def load_app(target: str | ASGIApp, *, app_dir: str | None) -> ASGIApp:
+    """Import the application.
+
+    ``app_dir`` (None: the current folder) is put in front of ``sys.path``. Anything but text is the application itself.
+    Raises AppLoadError; its ``__cause__`` is the error that the application's code raised, its trace cut to that code.
+    """
+    if not isinstance(target, str):
+        return target
+    module_name, attribute_path = split_target(target)
+    folder = Path(app_dir or os.curdir).absolute()
+    if not folder.is_dir():
+        raise AppLoadError(f"app_dir {folder} is not a folder")
+    if sys.path[:1] != [str(folder)]:
+        sys.path.insert(0, str(folder))
+    found = _find_attribute(_import(module_name, attribute_path, folder), attribute_path, target)
+    if not callable(found):
+        raise AppLoadError(
+            f"{target!r} is not an application: it is of type {type(found).__name__}, which cannot be called"
+        )
+    return cast(ASGIApp, found)
+
+
+def _import(name: str, attribute_path: str, folder: Path) -> object:
+    # A file written since the last look (tests, a generator just run) must be seen.
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code, which may raise anything
+        # SystemExit: a script without the __main__ guard.
+        traceback = user_traceback(error.__traceback__)
+        if isinstance(error, ModuleNotFoundError) and traceback is None and error.name and _is_part(error.name, name):
+            raise AppLoadError(_describe_missing(error.name, name, attribute_path, folder)) from None
+        cause = error.with_traceback(traceback)
+        raise AppLoadError(f"module {name!r} was found, but importing it raised {_name_of(cause)}") from cause
+
+
+def _name_of(error: BaseException) -> str:
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _is_part(missing: str, name: str) -> bool:
+    return f"{name}.".startswith(f"{missing}.")
+
+
+def _describe_missing(missing: str, name: str, attribute_path: str, folder: Path) -> str:
+    """Say which module is missing and where it was looked for; ``missing`` is ``name`` or a parent of it."""
+    parent, _, last = missing.rpartition(".")
+    rest = name.removeprefix(missing)
+    if not parent:
+        looked_in, where = [str(folder)], f"{folder} or among the installed packages"
+    else:
+        looked_in = list(getattr(sys.modules.get(parent), "__path__", ()))
+        if not looked_in:
+            return f"there is no module {missing!r}: {parent!r} is a module, not a package"
+        where = ", ".join(looked_in)
+    near = _nearest(last, (module.name for module in pkgutil.iter_modules(looked_in)))
+    if near is None and not parent:
+        # main.py is often one folder down, in the package or in src/.
+        near = next((f"{path.parent.name}.{last}" for path in sorted(folder.glob(f"*/{last}.py"))), None)
+    prefix = f"{parent}." if parent else ""
+    hint = f"; did you mean '{prefix}{near}{rest}:{attribute_path}'?" if near else ""
+    return f"there is no module {missing!r} in {where}{hint}"
+
+
+def _find_attribute(module: object, path: str, target: str) -> object:
+    found = module
+    reached = target.partition(":")[0] + ":"
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            near = _nearest(name, (each for each in dir(found) if not each.startswith("_")))
+            hint = f"; did you mean '{reached}{near}'?" if near else ""
+            raise AppLoadError(f"{reached.rstrip(':.')!r} has no attribute {name!r}{hint}") from None
+        reached += f"{name}."
+    return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    # 0.4 lets "app" find "application".
+    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.4)), None)

@@ -1,0 +1,130 @@
+"""SIGINT and SIGTERM, and the hard deadline behind them.
+
+Everything else in a stop is a request to the event loop. The hard deadline is not: it is a thread of the interpreter's
+own, started in the signal handler, that also ends a process whose loop is blocked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+
+import trio
+
+from ..config import Config
+from ..observer import Phase
+
+# Ctrl-C, a polite kill, and Ctrl-Break, which is the only one a console program on Windows can be sent.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+
+
+class StopSignals:
+    """Takes over the stop signals while entered; outside the main thread it does nothing.
+
+    ``attach`` says who is told, in the event loop, of each signal; signals that came before are told then.
+    ``disarm`` is called once the event loop has returned, and only then: what hangs before is what the deadline is for.
+    ``deadline`` is when the process ends whatever it does, by time.monotonic(); None while nothing calls for that.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._previous: dict[int, object] = {}
+        self._phase = Phase.STARTING
+        self._count = 0
+        self.deadline: float | None = None
+        self._is_final = False
+        self._interrupts = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._tell: Callable[[int], None] | None = None
+        self._output = -1
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._output = _open_stderr()
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, previous in self._previous.items():
+            # None stands for a handler that was not installed from Python, and cannot be put back from here.
+            signal.signal(number, previous if callable(previous) or isinstance(previous, int) else signal.SIG_DFL)
+        if self._previous and self.deadline is None:
+            os.close(self._output)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A signal raises KeyboardInterrupt in this block: imports, before there is an event loop to tell."""
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
+
+    def attach(self, token: trio.lowlevel.TrioToken, tell: Callable[[int], None]) -> None:
+        """Call ``tell(n)`` in the event loop for the n-th signal from now on, and for those that already came."""
+        self._tell = tell
+        self._token = token
+        for count in range(1, self._count + 1):
+            tell(count)
+
+    def phase_changed(self, phase: Phase) -> None:
+        """Bring the hard deadline in line with what the server does now."""
+        self._phase = phase
+        if phase is Phase.CANCELLING:
+            self._arm(self._config.timeout_hard_shutdown, is_final=True)
+        elif phase is Phase.STOPPING:
+            self._arm(self._config.timeout_shutdown + self._config.timeout_hard_shutdown)
+
+    def disarm(self) -> None:
+        """The event loop has returned: nothing is left that could hang."""
+        faulthandler.cancel_dump_traceback_later()
+        self.deadline = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        # A stop during start-up cancels at once; there are no requests to wait for.
+        cuts = self._count > 1 or self._phase is Phase.STARTING
+        grace = 0 if cuts else self._config.timeout_graceful_shutdown
+        if cuts or self._phase in (Phase.SERVING, Phase.DRAINING):
+            self._arm(grace + self._config.timeout_hard_shutdown, is_final=cuts)
+        if self._interrupts:
+            raise KeyboardInterrupt
+        if self._token is not None and self._tell is not None:
+            # The loop may have ended while this handler was still in place; then there is nobody left to tell.
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._tell, self._count)
+
+    def _arm(self, seconds: float, *, is_final: bool = False) -> None:
+        """Set the hard deadline. Once one is final, it is only ever brought forward."""
+        if not self._previous:
+            return  # another thread runs us, as part of a program that is not ours to end
+        deadline = time.monotonic() + seconds
+        if self._is_final and self.deadline is not None and deadline >= self.deadline:
+            return
+        self._is_final = self._is_final or is_final
+        self.deadline = deadline
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._output)
+
+
+def _open_stderr() -> int:
+    """A descriptor of our own for the stacks: sys.stderr's, the process's first, or nowhere.
+
+    Under a test runner or a service manager sys.stderr may have no descriptor, be closed or be None. A copy, because
+    faulthandler writes to the number whatever it has become by then.
+    """
+    for stream in (sys.stderr, sys.__stderr__):
+        try:
+            return os.dup(stream.fileno())  # type: ignore[union-attr]  # None raises AttributeError
+        except (AttributeError, OSError, ValueError):
+            continue
+    return os.open(os.devnull, os.O_WRONLY)

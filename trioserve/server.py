@@ -1,0 +1,246 @@
+"""One server in a Trio program: from binding to the last handler, and the application's lifespan round it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from .asgi.lifespan import Lifespan
+from .config import Config
+from .connection import TLS, serve_connection
+from .context import ServerContext
+from .drain import DrainKind
+from .errors import BindError
+from .metrics import Statistics, take_statistics
+from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all, bind_all
+from .net.tls import build_context, read_server_certificate
+from .observer import Observer, Phase
+from .types import AnyValue, ASGIApp, PlainValues, State
+
+
+class Server:
+    """A running server. Exists only after a successful start; ``nursery.start`` returns it."""
+
+    def __init__(self, context: ServerContext, listeners: Sequence[Listener]) -> None:
+        self._context = context
+        self._drain_began = trio.Event()
+        self._grace = context.config.timeout_graceful_shutdown
+        self._connections = trio.CancelScope()
+        self._timer = context.clock.timer(self._cancel_connections)
+        self.urls: tuple[str, ...] = tuple(one.url for one in listeners if one.url is not None)
+        """Where it listens, such as "http://127.0.0.1:8000" or "unix:/run/app.sock"."""
+        self.addresses: tuple[RawAddress, ...] = tuple(one.raw_address for one in listeners)
+        """(host, port) for TCP, the path for a unix socket, None for a listener of another kind."""
+        context.drain.register(self._begin_drain)
+
+    @property
+    def state(self) -> State:
+        """What the application's lifespan put into its state."""
+        return self._context.state
+
+    def statistics(self) -> Statistics:
+        """The figures of this moment."""
+        return take_statistics(self._context.counters)
+
+    def shutdown(self, grace: float | None = None) -> None:
+        """Begin to stop: accept nothing more, let running requests finish, then let ``serve()`` return.
+
+        ``grace``: seconds after which what still runs is cancelled; None means ``timeout_graceful_shutdown``. May be called
+        again with a shorter grace. Does not wait; call it from Trio's thread.
+        """
+        if grace is not None:
+            self._grace = grace
+        self._context.drain.begin(DrainKind.STOP)
+        if grace is not None:
+            self._timer.set(trio.current_time() + grace)
+
+    def describe_waiting(self) -> str:
+        """What a shutdown would wait for, in words: "3 requests, oldest GET /events 35 s"."""
+        return self._context.describe_waiting()
+
+    def _begin_drain(self) -> None:
+        if not self._drain_began.is_set():
+            self._drain_began.set()
+            self._context.observer.phase_changed(Phase.DRAINING)
+            self._timer.set(trio.current_time() + self._grace)
+
+    def _cancel_connections(self) -> None:
+        self._context.observer.phase_changed(Phase.CANCELLING)
+        self._connections.cancel()
+
+    async def run(
+        self, listeners: Sequence[Listener], tls: TLS | None, task_status: trio.TaskStatus[Server]
+    ) -> None:
+        """Accept and serve until the drain has ended. Raises what a listener of another make raises."""
+        async with trio.open_nursery() as services:
+            clock_scope = trio.CancelScope(shield=True)
+            services.start_soon(_run_within, clock_scope, self._context)
+            try:
+                async with trio.open_nursery() as connections:
+                    self._connections = connections.cancel_scope
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(self._accept, listener, tls, connections)
+                        self._context.observer.phase_changed(Phase.SERVING)
+                        task_status.started(self)
+                        await self._drain_began.wait()
+                        accepting.cancel_scope.cancel()
+                    await aclose_all(listeners)
+            finally:
+                # Last: handlers that clean up after a cancellation may still have to write, with a deadline.
+                self._timer.close()
+                clock_scope.cancel()
+
+    async def _accept(self, listener: Listener, tls: TLS | None, connections: trio.Nursery) -> None:
+        secured = tls if listener.tls else None
+        context, address = self._context, listener.address
+
+        def start(stream: trio.abc.Stream) -> None:
+            connections.start_soon(serve_connection, stream, context, secured, address)
+
+        await accept_forever(listener, start)
+
+
+async def _run_within(scope: trio.CancelScope, context: ServerContext) -> None:
+    with scope:
+        await context.clock.run()
+
+
+async def serve(
+    app: ASGIApp,
+    config: Config | None = None,
+    *,
+    sockets: Iterable[Socket] = (),
+    listeners: Iterable[trio.abc.Listener[trio.abc.Stream]] = (),
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+    **options: AnyValue,
+) -> None:
+    """Serve an ASGI application until ``Server.shutdown`` is called or this is cancelled.
+
+    ``await nursery.start(partial(trioserve.serve, app, port=0))`` returns a Server once the application has started and
+    connections are accepted.
+
+    config: a Config, or None for the defaults; ``options`` are fields of Config and go before it. Nothing is read from the
+        environment or from files but certificates.
+    sockets: bound stream sockets to serve on; they speak TLS if ``ssl_certfile`` is given.
+    listeners: any Trio listeners; their streams are served as they come, without TLS of ours.
+
+    With sockets or listeners, ``host`` and ``port`` are not bound. All are closed at the end.
+
+    Resource handling: nothing is left when this ends: no task, no socket, no file of a unix socket. Cancelling it
+    cancels the handlers at once, waits for them, and then lets the application's lifespan shut down within
+    ``timeout_shutdown``. No signal, no logging set-up, no environment, no working directory is touched.
+
+    Error handling: a start that fails raises that error: ConfigError, BindError, CertificateError or LifespanError. A
+    lifespan that ends while serving makes the server drain and raise LifespanError.
+    """
+    await serve_observed(
+        app,
+        merge_options(config, options),
+        sockets=sockets,
+        listeners=listeners,
+        observer=Observer(),
+        task_status=task_status,
+    )
+
+
+async def serve_observed(
+    app: ASGIApp,
+    config: Config,
+    *,
+    sockets: Iterable[Socket] = (),
+    listeners: Iterable[trio.abc.Listener[trio.abc.Stream]] = (),
+    observer: Observer,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """As serve, for one who wants to hear what happens."""
+    observer.phase_changed(Phase.STARTING)
+    given = list(sockets)
+    own = [Listener.from_listener(one, tls=False) for one in listeners]
+    try:
+        tls = load_tls(config)
+        if config.factory:
+            app = _call_factory(app)
+        own += await bind_all(config, given, bind_default=not (own or given))
+        await _serve_started(app, config, own, tls, observer, task_status)
+    finally:
+        await aclose_all(own)
+        for one in given:
+            one.close()
+        observer.phase_changed(Phase.STOPPED)
+
+
+async def _serve_started(
+    app: ASGIApp,
+    config: Config,
+    listeners: Sequence[Listener],
+    tls: TLS | None,
+    observer: Observer,
+    task_status: trio.TaskStatus[Server],
+) -> None:
+    """Run the application's lifespan, and between its start-up and its shutdown the server."""
+    context = ServerContext(app, config, observer=observer)
+    # A lifespan that ends too early stops the server, which then raises why.
+    lifespan = Lifespan(app, config, on_failure=lambda: context.drain.begin(DrainKind.STOP))
+    failure: BindError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lifespan.run, name="trioserve lifespan")
+        try:
+            if await lifespan.wait_started():
+                context.state, context.base = lifespan.state, lifespan.base
+                try:
+                    for listener in listeners:
+                        listener.listen(config.backlog)
+                except BindError as error:
+                    failure = error
+                else:
+                    await Server(context, listeners).run(listeners, tls, task_status)
+                observer.phase_changed(Phase.STOPPING)
+        finally:
+            await lifespan.shutdown()
+    # Here and not above, where the nursery would wrap it in a group.
+    if failure is not None:
+        raise failure
+    if lifespan.error is not None:
+        raise lifespan.error
+
+
+async def serve_stream(
+    app: ASGIApp,
+    stream: trio.abc.Stream,
+    config: Config | None = None,
+    *,
+    state: State | None = None,
+    **options: AnyValue,
+) -> None:
+    """Serve the HTTP requests of one connection on any stream, until it closes; then close the stream.
+
+    There is no lifespan: ``state`` is what each request's scope gets a copy of. The stream is served as it comes, without
+    TLS of ours; ``config`` and ``options`` as for serve(). Raises ConfigError; an error of the application is logged, one of
+    the client answered.
+    """
+    context = ServerContext(app, merge_options(config, options), observer=Observer())
+    context.state = {} if state is None else state
+    async with trio.open_nursery() as services:
+        clock_scope = trio.CancelScope(shield=True)
+        services.start_soon(_run_within, clock_scope, context)
+        try:
+            await serve_connection(stream, context)
+        finally:
+            clock_scope.cancel()
+
+
+def merge_options(config: Config | None, options: PlainValues) -> Config:
+    """Return a Config with these options changed; raises ConfigError for one that does not exist."""
+    return Config.from_plain(options) if config is None else config.replace(**options)
+
+
+def load_tls(config: Config) -> TLS | None:
+    """Build what handshakes are made with, or None without TLS; raises CertificateError."""
+    return TLS(build_context(config), read_server_certificate(config)) if config.uses_tls else None
+
+
+def _call_factory(factory: AnyValue) -> ASGIApp:
+    app: ASGIApp = factory()
+    return app

@@ -1,0 +1,1 @@
+"""The wire side: HTTP versions, each an implementation of the exchange."""

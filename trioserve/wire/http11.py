@@ -1,0 +1,259 @@
+"""HTTP/1.1: one connection's requests, one after the other, in one task."""
+
+from __future__ import annotations
+
+from math import inf
+
+import trio
+
+from ..asgi.handle import handle_http
+from ..context import ServerContext
+from ..drain import DrainKind
+from ..errors import ClientDisconnected, ProtocolError
+from ..exchange import Endpoint, Request
+from ..logs import Outcome
+from ..transport import Transport, Wake
+from .codec import Codec, Head
+from .http11_exchange import HTTP11Exchange
+
+# Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it costs
+# less than the client's next TLS handshake.
+DISCARD_LIMIT = 64 * 1024
+DISCARD_PATIENCE = 1.0
+
+# After an answer to a request that was not read to its end the client is still sending, and a close would reset the
+# connection before it has read the answer (RFC 9112 §9.6). What it sends meanwhile is thrown away, for this long.
+LINGER_PATIENCE = 2.0
+
+# A stop closes idle connections at once; a head that has begun may still come to its end and be answered.
+HEAD_PATIENCE_AT_STOP = 1.0
+
+
+class HTTP11Connection:
+    """Serves one transport until it closes. ``run`` is the connection's task; it does not close the transport."""
+
+    def __init__(self, transport: Transport, codec: Codec, endpoint: Endpoint, server: ServerContext) -> None:
+        self._transport = transport
+        self._codec = codec
+        self._endpoint = endpoint
+        self._server = server
+        self._exchange: HTTP11Exchange | None = None
+        self._served = 0
+        self._waited = False
+        # Cancelled only to stop the application; made once, as a scope costs a quarter of a whole request.
+        self._application_scope = trio.CancelScope()
+        self._timer = server.clock.timer(self._stop_application)
+        self._request_deadline = inf
+        self._grace_deadline = inf
+        self.must_reset = False
+        """The client could mistake an ordinary close for the end of the response."""
+
+    async def run(self) -> None:
+        """Serve requests until the connection cannot carry another."""
+        transport, drain = self._transport, self._server.drain
+        transport.on_left = self._client_left
+        drain.register(self._tell_drain)
+        try:
+            with self._application_scope:
+                await self._serve_requests()
+            if self._application_scope.cancelled_caught:
+                await self._answer_for_stopped()
+        finally:
+            self._timer.close()
+            drain.unregister(self._tell_drain)
+            if self._exchange is not None:
+                self._finish_exchange(self._exchange)
+
+    async def _serve_requests(self) -> None:
+        reusable = True
+        while reusable:
+            head = await self._read_head()
+            if head is None:
+                return
+            exchange = self._begin_exchange(head)
+            await self._handle(exchange, head)
+            reusable = await self._make_reusable(exchange)
+            # The next call of the application finds fresh context variables only if this task is suspended in between;
+            # and a client that pipelines must not keep all others waiting.
+            self._server.reset_context_variables()
+            if not self._waited:
+                await trio.lowlevel.checkpoint()
+
+    # The head
+
+    async def _read_head(self) -> Head | None:
+        """Read the next request head.
+
+        Returns None if the client stays idle too long, leaves, or the server is draining. A malformed or late head is
+        answered here (400, 408, 414, 431, 501, 505) and also gives None. Source: RFC 9112 §2.2, §9.3.
+        """
+        try:
+            return await self._wait_for_head()
+        except ProtocolError as error:
+            await self._refuse_head(error)
+            return None
+
+    async def _wait_for_head(self) -> Head | None:
+        config, codec, drain = self._server.config, self._codec, self._server.drain
+        now = trio.current_time()
+        # The first head has one clock from accept to its end; a later one has its own from its first byte.
+        begun = self._served == 0
+        deadline = now + (config.timeout_request_head if begun else config.timeout_keep_alive)
+        if codec.has_begun:
+            begun, deadline = True, now + config.timeout_request_head
+        self._waited = False
+        while True:
+            head = codec.next_head()
+            if head is not None:
+                return head
+            if drain.kind is DrainKind.STOP:
+                if not codec.has_begun:
+                    return None
+                deadline = min(deadline, trio.current_time() + HEAD_PATIENCE_AT_STOP)
+            came = await self._transport.receive(deadline)
+            self._waited = True
+            if isinstance(came, bytes):
+                if not came:
+                    return None
+                codec.feed(came)
+                if not begun:
+                    begun, deadline = True, trio.current_time() + config.timeout_request_head
+            elif came is Wake.DEADLINE:
+                if codec.has_begun:
+                    raise ProtocolError(408, "The request head did not come in time.")
+                return None
+
+    async def _refuse_head(self, error: ProtocolError) -> None:
+        request = Request("-", b"-", [], "1.1", self._endpoint)
+        exchange = self._make_exchange(request)
+        await exchange.refuse(error.status, error.reason)
+        await self._linger()
+
+    # The exchange
+
+    def _make_exchange(self, request: Request) -> HTTP11Exchange:
+        return HTTP11Exchange(
+            request, transport=self._transport, codec=self._codec, server=self._server, on_end=self._exchange_ended
+        )
+
+    def _begin_exchange(self, head: Head) -> HTTP11Exchange:
+        config, server = self._server.config, self._server
+        request = Request(head.method, head.target, head.headers, head.http_version, self._endpoint)
+        exchange = self._exchange = self._make_exchange(request)
+        server.exchange_began(exchange, request, exchange.started)
+        self._served += 1
+        if self._served == config.limit_requests_per_connection:
+            exchange.must_close = True
+        if config.timeout_request is not None:
+            self._request_deadline = exchange.started + config.timeout_request
+            self._set_timer()
+        if self._transport.has_left:
+            self._client_left()
+        return exchange
+
+    async def _handle(self, exchange: HTTP11Exchange, head: Head) -> None:
+        config = self._server.config
+        if config.limit_concurrency is not None and self._server.counters.requests > config.limit_concurrency:
+            await exchange.refuse(503, "The server is busy.", (b"retry-after", b"1"))
+        elif config.limit_request_body is not None and (head.length or 0) > config.limit_request_body:
+            await exchange.refuse(413, f"The request body is larger than {config.limit_request_body} bytes.")
+        else:
+            await handle_http(exchange, self._server)
+        self._finish_exchange(exchange)
+
+    def _finish_exchange(self, exchange: HTTP11Exchange) -> None:
+        """The application is no longer running."""
+        self._exchange = None
+        self._server.exchange_left(exchange)
+        exchange.finish(Outcome.CLIENT_LEFT if exchange.has_left else Outcome.SHUTDOWN)
+        self._disarm()
+        if exchange.has_aborted and self._codec.ends_by_close:
+            self.must_reset = True
+
+    def _exchange_ended(self) -> None:
+        """Once the response is complete nothing is cancelled for the client's sake: background tasks may run on."""
+        exchange = self._exchange
+        if exchange is not None and exchange.is_refused:
+            # The handler runs on without anyone to answer: as if its client had left.
+            self._client_left()
+        elif self._timer.deadline != inf:
+            self._disarm()
+
+    def _disarm(self) -> None:
+        self._request_deadline = self._grace_deadline = inf
+        self._timer.set(inf)
+
+    async def _make_reusable(self, exchange: HTTP11Exchange) -> bool:
+        """Make ready for the next request; False if the connection must close, which has then been prepared."""
+        codec = self._codec
+        if not codec.body_read and not self._transport.has_left:
+            keep = codec.keeps_alive and not exchange.must_close and await self._discard_body()
+            if not keep:
+                await self._linger()
+                return False
+        if exchange.must_close or not codec.can_reuse or self._server.drain.kind is DrainKind.STOP:
+            return False
+        codec.start_next()
+        return True
+
+    async def _discard_body(self) -> bool:
+        """Swallow the rest of a request body; False if it is too much, or does not come."""
+        left = DISCARD_LIMIT
+        deadline = trio.current_time() + DISCARD_PATIENCE
+        try:
+            while not self._codec.body_read:
+                piece = self._codec.next_body()
+                if piece is not None:
+                    left -= len(piece[0])
+                    if left < 0:
+                        return False
+                    continue
+                came = await self._transport.receive(deadline)
+                if isinstance(came, bytes) and came:
+                    self._codec.feed(came)
+                elif came is not Wake.DRAIN:
+                    return False
+        except ProtocolError:
+            return False
+        return True
+
+    async def _linger(self) -> None:
+        """Say that nothing more will come, and throw away what the client sends until it closes too."""
+        await self._transport.send_eof()
+        deadline = trio.current_time() + LINGER_PATIENCE
+        while True:
+            came = await self._transport.receive(deadline)
+            if came == b"" or came is Wake.DEADLINE:
+                return
+
+    # What stops the application
+
+    def _client_left(self) -> None:
+        grace = self._server.config.timeout_disconnect_grace
+        exchange = self._exchange
+        if exchange is None or grace is None or (exchange.ended and not exchange.is_refused):
+            return
+        if self._grace_deadline == inf:
+            self._grace_deadline = trio.current_time() + grace
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer.set(min(self._request_deadline, self._grace_deadline))
+
+    def _stop_application(self) -> None:
+        exchange = self._exchange
+        if exchange is not None:
+            if exchange.outcome is None:
+                late = self._request_deadline <= self._grace_deadline
+                exchange.outcome = Outcome.DEADLINE if late else Outcome.CLIENT_LEFT
+            self._application_scope.cancel()
+
+    async def _answer_for_stopped(self) -> None:
+        """Say what must still be said for an application that was stopped: 504, if nothing was said yet."""
+        exchange = self._exchange
+        if exchange is not None and exchange.outcome is Outcome.DEADLINE and not exchange.ended:
+            await exchange.refuse(504, "The request took too long.")
+            await self._linger()
+
+    def _tell_drain(self) -> None:
+        self._transport.wake(Wake.DRAIN)

@@ -1,0 +1,297 @@
+"""HTTP/1.1's Exchange: one request and its response on a connection that carries one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import trio
+
+from ..context import ServerContext
+from ..errors import ClientDisconnected, ProtocolError, WriteTimeout
+from ..exchange import Request, Response
+from ..logs import ExchangeRecord, Outcome
+from ..transport import FilePiece, Transport, Wake
+from ..types import Headers
+from .codec import Codec
+
+CONTINUE = 100  # RFC 9110 §15.2.1
+
+REFUSAL_PATIENCE = 1.0
+"""Seconds that an answer in the application's place may take to leave."""
+
+
+class HTTP11Exchange:
+    """An Exchange. ``on_end`` is called once, when the response is complete, was aborted, or was given by the server."""
+
+    __slots__ = (
+        "_codec",
+        "_continue_sent",
+        "_head",
+        "_on_end",
+        "_pieces",
+        "_receiving",
+        "_server",
+        "_transport",
+        "_waiting",
+        "ended",
+        "first_byte",
+        "has_aborted",
+        "is_refused",
+        "must_close",
+        "outcome",
+        "received",
+        "request",
+        "sent",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        transport: Transport,
+        codec: Codec,
+        server: ServerContext,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.request = request
+        self._transport = transport
+        self._codec = codec
+        self._server = server
+        self._on_end = on_end
+        self.status: int | None = None
+        self.ended = False
+        self.has_aborted = False
+        self.must_close = False
+        self.outcome: Outcome | None = None  # set by who knows better than "ok" or "error"
+        self.started = trio.current_time()
+        self.first_byte: float | None = None
+        self.received = 0
+        self.sent = 0
+        self._head = b""  # serialised, and waiting for the first piece of the body
+        self._continue_sent = False
+        self.is_refused = False
+        self._receiving = False
+        self._waiting = 0
+        self._pieces: list[tuple[bytes, bool]] | None = None  # what a client that has left still gave us
+
+    @property
+    def has_left(self) -> bool:
+        return self._transport.has_left or self.is_refused
+
+    @property
+    def can_send_files(self) -> bool:
+        return self._transport.can_send_files
+
+    # Receiving
+
+    async def receive_body(self) -> tuple[bytes, bool]:
+        try:
+            piece, more = await self._next_piece()
+        except ProtocolError as error:
+            await self.refuse(error.status, error.reason)
+            raise ClientDisconnected(error.reason) from None
+        self.received += len(piece)
+        limit = self._server.config.limit_request_body
+        if limit is not None and self.received > limit:
+            await self.refuse(413, f"The request body is larger than {limit} bytes.")
+            raise ClientDisconnected("the request body is larger than limit_request_body")
+        return piece, more
+
+    async def _next_piece(self) -> tuple[bytes, bool]:
+        while True:
+            if self._transport.has_left:
+                return await self._take_what_came()
+            piece = self._codec.next_body()
+            if piece is not None:
+                return piece
+            await self._wait_for_body()
+
+    async def _wait_for_body(self) -> None:
+        if self._codec.wants_continue and not self._continue_sent and self.status is None:
+            self._continue_sent = True
+            await self._transport.send(self._codec.informational(CONTINUE, ()), self._server.config.timeout_write)
+        deadline = trio.current_time() + self._server.config.timeout_request_body
+        while True:
+            self._receiving = True
+            try:
+                came = await self._transport.receive(deadline)
+            finally:
+                self._receiving = False
+            if isinstance(came, bytes):
+                self._codec.feed(came)
+                return
+            if came is Wake.DEADLINE:
+                raise ProtocolError(408, "The request body did not come in time.")
+            if self.ended:
+                raise ClientDisconnected("the response is complete")
+
+    async def _take_what_came(self) -> tuple[bytes, bool]:
+        """After the client has left: give what it sent only if the body is complete, or say at once that it is gone."""
+        if self._transport.is_broken:
+            raise ClientDisconnected("the client has left")
+        if self._pieces is None:
+            self._pieces = []
+            while data := await self._transport.receive(0):  # never waits: everything has come
+                assert isinstance(data, bytes)
+                self._codec.feed(data)
+            while piece := self._codec.next_body():
+                self._pieces.append(piece)
+                if not piece[1]:
+                    break
+        if not self._pieces or self._pieces[-1][1]:
+            raise ClientDisconnected("the client has left in the middle of the request body")
+        return self._pieces.pop(0) if len(self._pieces) > 1 else self._pieces[0]
+
+    async def wait_disconnect(self) -> None:
+        self._waiting += 1
+        try:
+            while not (self.ended or self.has_left):
+                await self._transport.wait_left()
+        finally:
+            self._waiting -= 1
+
+    # Sending
+
+    async def send_informational(self, status: int, headers: Headers) -> None:
+        self._raise_if_gone()
+        if self.request.http_version == "1.0":
+            return  # RFC 9110 §15.2: MUST NOT send a 1xx response to an HTTP/1.0 client
+        await self._transport.send(self._codec.informational(status, headers), self._server.config.timeout_write)
+
+    async def send_response(self, response: Response) -> None:
+        self._raise_if_gone()
+        self._serialise(response)
+
+    def _serialise(self, response: Response) -> None:
+        headers = list(response.headers)
+        names = {name.lower() for name, _ in headers}
+        headers += [field for field in self._server.default_headers.current() if field[0] not in names]
+        if self._must_say_close() and b"connection" not in names:
+            headers.append((b"connection", b"close"))
+        self._head = self._codec.response_head(response.status, headers)
+        self.status = response.status
+
+    def _must_say_close(self) -> bool:
+        if self.must_close or self._server.drain.kind is not None:
+            return True
+        # The rest of an unread body would have to be swallowed first; a client that still waits for 100 may never send it.
+        return self._codec.wants_continue
+
+    async def send_body(self, data: bytes, more: bool) -> None:
+        self._raise_if_gone()
+        framed = self._codec.body(data)
+        if not more:
+            framed += self._codec.end(())
+        await self._write(framed)
+        if not self._codec.drops_body:
+            self.sent += len(data)
+        if not more:
+            self._end()
+
+    async def send_file(self, file: int, offset: int, count: int, more: bool) -> None:
+        self._raise_if_gone()
+        if count == 0 or self._codec.drops_body:
+            await self.send_body(b"", more)
+            return
+        before, after = self._codec.file_frame(count)
+        if not more:
+            after += self._codec.end(())
+        piece = FilePiece(self._take_head() + before, file, offset, count, after)
+        try:
+            await self._transport.send_file(piece, self._server.config.timeout_write)
+        except WriteTimeout:
+            self.outcome = Outcome.DEADLINE
+            raise
+        self.sent += count
+        if not more:
+            self._end()
+
+    async def send_trailers(self, headers: Headers) -> None:
+        self._raise_if_gone()
+        await self._write(self._codec.end(headers))
+        self._end()
+
+    async def _write(self, data: bytes) -> None:
+        data = self._take_head() + data
+        if not data:
+            return
+        try:
+            await self._transport.send(data, self._server.config.timeout_write)
+        except WriteTimeout:
+            self.outcome = Outcome.DEADLINE
+            raise
+
+    def _take_head(self) -> bytes:
+        head = self._head
+        if head:
+            self._head = b""
+            self.first_byte = trio.current_time()
+        return head
+
+    def _raise_if_gone(self) -> None:
+        if self.ended or self._transport.is_broken:
+            raise ClientDisconnected("the response can no longer reach the client")
+
+    # Ending
+
+    def abort(self) -> None:
+        if not self.ended:
+            self.has_aborted = self.must_close = True
+            self._end()
+
+    async def refuse(self, status: int, reason: str, *fields: tuple[bytes, bytes]) -> None:
+        """Answer in the application's place, unless it began to: then cut its response. The connection closes after."""
+        if self.ended:
+            return
+        self.must_close = self.is_refused = True
+        self._server.counters.count_rejected(status)
+        self.outcome = Outcome.DEADLINE if status in (408, 504) else Outcome.ERROR
+        if self.status is not None:
+            self.abort()
+            return
+        text = reason.encode() + b"\n"
+        length = (b"content-length", b"%d" % len(text))
+        self._serialise(Response(status, [(b"content-type", b"text/plain; charset=utf-8"), length, *fields]))
+        # An application may ask for its body in a cancelled scope; the answer must not be cut by that.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSAL_PATIENCE):
+            with contextlib.suppress(ClientDisconnected):
+                await self.send_body(text, more=False)
+        self.abort()
+
+    def finish(self, outcome: Outcome) -> None:
+        """End an exchange that its application will not end any more."""
+        if not self.ended:
+            self.outcome = self.outcome or outcome
+            self.abort()
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._receiving or self._waiting:
+            self._transport.wake(Wake.ENDED)
+        self._server.exchange_ended(self._record())
+        self._on_end()
+
+    def _record(self) -> ExchangeRecord:
+        request = self.request
+        client = request.endpoint.client
+        if self.outcome is not None:
+            outcome = self.outcome
+        elif self.has_aborted:
+            outcome = Outcome.CLIENT_LEFT if self.has_left else Outcome.ERROR
+        else:
+            outcome = Outcome.OK
+        return ExchangeRecord(
+            client="" if client is None else client[0] if client[1] is None else f"{client[0]}:{client[1]}",
+            method=request.method,
+            target=request.target.decode("ascii"),
+            http_version=request.http_version,
+            status=self.status,
+            received=self.received,
+            sent=self.sent,
+            duration=trio.current_time() - self.started,
+            first_byte=None if self.first_byte is None else self.first_byte - self.started,
+            outcome=outcome,
+        )

@@ -1,0 +1,194 @@
+"""What every codec must refuse in a request, whatever its parser lets through.
+
+Two parsers that read one request differently are how requests are smuggled. So these rules are stricter than either of
+them, and are checked on the raw bytes before, or on the parsed head after, the parser's own.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import ProtocolError
+
+# RFC 9112 §2.2: a bare CR is invalid, and a bare LF need not be accepted. RFC 9110 §5.5: CR, LF and NUL in values are
+# dangerous, other control characters invalid. RFC 9112 §5.2: a folded line is refused or replaced; we refuse.
+_FORBIDDEN_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n|\n[ \t]")
+_REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/([0-9]\.[0-9])\r\n")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+,;=%]*)(?::[0-9]*)?")  # RFC 3986 §3.2.2
+_ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
+_DIGITS = re.compile(rb"[0-9]{1,19}")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")  # RFC 9112 §7.1
+_TRAILER_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+
+CHUNK_LINE_LIMIT = 4096
+"""Bytes of a chunk's size and extensions. Extensions are not used by anyone we know; llhttp allows 16 KiB of them."""
+
+TLS_ON_PLAIN_PORT = "This port speaks plain HTTP, and the client began a TLS handshake. Use http://, or turn TLS on."
+
+
+def check_beginning(head: bytes | bytearray) -> None:
+    """Refuse at once what can never become a request head; ``head`` is what has come so far, and not empty."""
+    first = head[0]
+    if first == 0x16:
+        raise ProtocolError(400, TLS_ON_PLAIN_PORT)
+    if first < 0x21 or first > 0x7E:
+        raise ProtocolError(400, "The request does not begin with a method.")
+
+
+def check_raw_head(head: bytes, *, max_fields: int) -> None:
+    """Check a head that ends in an empty line. Raises ProtocolError 400, 431 or 505."""
+    if _FORBIDDEN_IN_HEAD.search(head):
+        raise ProtocolError(400, "The request head has a control character, a bare CR or LF, or a folded line.")
+    line = _REQUEST_LINE.match(head)
+    if line is None:
+        raise ProtocolError(400, "The request line is not METHOD TARGET HTTP/1.1.")
+    if line[1] not in (b"1.1", b"1.0"):
+        raise ProtocolError(505, f"HTTP/{line[1].decode()} is not spoken here, HTTP/1.1 is.")
+    # A head has its request line and an empty line beside its fields.
+    if head.count(b"\n") - 2 > max_fields:
+        raise ProtocolError(431, f"The request has more than {max_fields} fields.")
+
+
+def too_long(head: bytearray) -> ProtocolError:
+    """The error for a head that went over the limit: about the target if its line alone did (RFC 9110 §15.5.15)."""
+    if b"\r\n" not in head:
+        return ProtocolError(414, "The request line is too long.")
+    return ProtocolError(431, "The request head is too large.")
+
+
+def check_fields(headers: list[tuple[bytes, bytes]], http_version: str) -> int | None:
+    """Check the fields that frame a message; names are lower-case. Returns the body's length, or None if it is chunked.
+
+    Raises ProtocolError 400 or 501. Source: RFC 9112 §3.2 (Host), §6.1 (Transfer-Encoding), §6.3 (length).
+    """
+    hosts = 0
+    length: bytes | None = None
+    coding: bytes | None = None
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+            if not _HOST.fullmatch(value):
+                raise ProtocolError(400, "The Host field is not a host and a port.")
+        elif name == b"content-length":
+            # A repeated or listed length may be accepted if all agree (RFC 9110 §8.6); refusing is what llhttp does.
+            if length is not None or not _DIGITS.fullmatch(value):
+                raise ProtocolError(400, "Content-Length must be one number.")
+            length = value
+        elif name == b"transfer-encoding":
+            coding = value if coding is None else coding + b"," + value
+    if hosts > 1 or (hosts == 0 and http_version == "1.1"):
+        raise ProtocolError(400, "A request must have exactly one Host field.")
+    if coding is None:
+        return 0 if length is None else int(length)
+    if length is not None:
+        raise ProtocolError(400, "Content-Length and Transfer-Encoding exclude each other.")
+    if http_version == "1.0":
+        raise ProtocolError(400, "HTTP/1.0 has no Transfer-Encoding.")
+    _check_coding(coding)
+    return None
+
+
+def _check_coding(coding: bytes) -> None:
+    codings = [one.strip(b" \t").lower() for one in coding.split(b",")]
+    if codings[-1] != b"chunked":
+        # RFC 9112 §6.3: the length of such a request cannot be determined.
+        raise ProtocolError(400, "The last Transfer-Encoding must be chunked.")
+    if len(codings) > 1:
+        raise ProtocolError(501, "Only the transfer coding chunked is understood.")
+
+
+def check_target(method: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the target in origin-form, or ``*``; an absolute-form's host replaces the Host field.
+
+    Raises ProtocolError 400 or 501. Source: RFC 9112 §3.2.
+    """
+    if method == "CONNECT":
+        raise ProtocolError(501, "CONNECT is not spoken here: this is not a proxy.")
+    if b"#" in target:
+        raise ProtocolError(400, "The request target has a fragment.")
+    if target[0] == 0x2F:
+        return target
+    if target == b"*" and method == "OPTIONS":
+        return target
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None or not absolute[1] or not _HOST.fullmatch(absolute[1]):
+        raise ProtocolError(400, "The request target is neither a path nor an http URL.")
+    # RFC 9112 §3.2.2: "MUST ignore the received Host header field (if any) and instead replace it".
+    headers[:] = [(b"host", absolute[1]), *(field for field in headers if field[0] != b"host")]
+    rest = absolute[2]
+    if not rest and method == "OPTIONS":
+        return b"*"  # RFC 9112 §3.2.4
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+class ChunkScanner:
+    """Follows a chunked body on its raw bytes, to refuse what parsers let through and to find where it ends."""
+
+    def __init__(self, *, max_trailer: int, max_fields: int) -> None:
+        self._max_trailer = max_trailer
+        self._max_fields = max_fields
+        self._in_trailer = False
+        self._trailer_size = 0
+        self._fields = 0
+        self._line = bytearray()
+        self._skip = 0  # bytes of the current chunk's data still to come
+        self._after_data = False
+        self.done = False
+
+    def scan(self, data: bytes | bytearray) -> int:
+        """Return how many of these bytes belong to the body: all of them, unless it ends among them.
+
+        Raises ProtocolError 400 or 431.
+        """
+        position = 0
+        while position < len(data) and not self.done:
+            if self._skip:
+                step = min(self._skip, len(data) - position)
+                self._skip -= step
+                position += step
+                self._after_data = self._skip == 0
+            else:
+                end = data.find(b"\n", position)
+                stop = len(data) if end < 0 else end + 1
+                self._line += data[position:stop]
+                position = stop
+                self._check_growth()
+                if end >= 0:
+                    self._end_line(bytes(self._line))
+                    self._line.clear()
+        return position
+
+    def _check_growth(self) -> None:
+        if self._in_trailer:
+            if self._trailer_size + len(self._line) > self._max_trailer:
+                raise ProtocolError(431, "The trailers are too large.")
+        elif len(self._line) > CHUNK_LINE_LIMIT:
+            raise ProtocolError(400, "A chunk's extensions are too long.")
+
+    def _end_line(self, line: bytes) -> None:
+        if not line.endswith(b"\r\n"):
+            raise ProtocolError(400, "A line of the chunked body ends in a bare LF.")
+        text = line[:-2]
+        if self._after_data:
+            if text:
+                raise ProtocolError(400, "A chunk is longer than it says.")
+            self._after_data = False
+        elif self._in_trailer:
+            self._end_trailer_line(text)
+        else:
+            size = _CHUNK_LINE.fullmatch(text)
+            if size is None:
+                raise ProtocolError(400, "A chunk does not begin with its size.")
+            self._skip = int(size[1], 16)
+            self._in_trailer = self._skip == 0
+
+    def _end_trailer_line(self, text: bytes) -> None:
+        if not text:
+            self.done = True
+            return
+        self._trailer_size += len(text) + 2
+        self._fields += 1
+        if self._fields > self._max_fields:
+            raise ProtocolError(431, f"The trailers have more than {self._max_fields} fields.")
+        if not _TRAILER_LINE.fullmatch(text):
+            raise ProtocolError(400, "A trailer is not NAME: VALUE.")
