@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 PATIENCE = 30  # seconds; every wait in here ends by then
 
-APP = '''
+APP = """
+import sys
 import time
 import trio
 
@@ -35,15 +36,22 @@ async def app(scope, receive, send):
 async def answer():
     pass
 
+async def forever():
+    await trio.sleep_forever()
+
 async def block():
     time.sleep(600)
+
+async def linger():
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(sys.stdin.read)  # until the test closes it
 
 async def refuse_to_end():
     with trio.CancelScope(shield=True):
         await trio.sleep_forever()
 
-WAYS = {"/": answer, "/forever": trio.sleep_forever, "/block": block, "/stubborn": refuse_to_end}
-'''
+WAYS = {"/": answer, "/forever": forever, "/block": block, "/linger": linger, "/stubborn": refuse_to_end}
+"""
 
 
 class Program:
@@ -106,7 +114,7 @@ def start(*arguments: str, cwd: os.PathLike[str], **variables: str) -> Iterator[
         [sys.executable, *arguments],
         cwd=cwd,
         env={**inherited, **variables},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,9 +5,10 @@ import signal
 import socket
 
 import pytest
-from programs import APP, finish, start
 
 from trioserve.config import options
+
+from .programs import APP, finish, start
 
 SERVE = ("-m", "trioserve")
 
@@ -49,13 +50,23 @@ def test_banner(folder):
 
 def test_first_interrupt_tells_and_the_second_cuts(folder):
     """The first Ctrl-C says what it waits for; the second cancels it, and clean-up and lifespan.shutdown still run."""
-    with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program:
-        with program.connect("/forever"):
-            program.signal()
-            program.wait_for(r"waiting for 1 request, oldest GET /forever \d+ s; Ctrl-C again cuts")
-            program.signal()
-            assert program.wait() == 0
+    with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program, program.connect("/forever"):
+        program.signal()
+        program.wait_for(r"waiting for 1 request, oldest GET /forever \d+ s; Ctrl-C again cuts")
+        program.signal()
+        assert program.wait() == 0
     assert program.output.index("cleaned up") < program.output.index("lifespan shutdown")
+
+
+def test_third_interrupt_changes_nothing(folder):
+    """After the second Ctrl-C clean-up has its time; more of them are answered, and cut nothing short."""
+    with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program, program.connect("/linger"):
+        for answer in ("waiting for 1 request", "warning: cutting what still runs", "warning: still cutting"):
+            program.signal()
+            program.wait_for(answer)
+        program.process.stdin.close()
+        assert program.wait() == 0
+    assert "cleaned up" in program.output
 
 
 def test_requests_that_outlast_the_graceful_timeout_are_cut(folder):
@@ -140,7 +151,7 @@ def test_terminate_during_startup(folder):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "said"),
     [
         (["main"], "APP must be module:attribute, not 'main'; did you mean 'main:app'?"),
         (["main.py"], "APP must be module:attribute, not 'main.py'; did you mean 'main:app'?"),

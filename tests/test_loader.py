@@ -60,7 +60,7 @@ def test_an_object_is_used_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "target, meant",
+    ("target", "meant"),
     [
         ("foo", "foo:app"),
         ("foo:", "foo:app"),
@@ -125,6 +125,7 @@ def test_submodule_missing(project):
 
 def test_package_missing(project):
     """Of a dotted name whose package is missing the package is named."""
+    write(project / "pack_e" / "__init__.py", "")
     write(project / "pack_e" / "routes.py")
     assert str(failure("pakc_e.routes:app")).endswith("; did you mean 'pack_e.routes:app'?")
 
@@ -137,7 +138,7 @@ def test_module_that_is_no_package(project):
 
 
 @pytest.mark.parametrize(
-    "source, said",
+    ("source", "said"),
     [
         ("1 / 0\n", "ZeroDivisionError: division by zero"),
         ("import zzqx_missing\n", "ModuleNotFoundError: No module named 'zzqx_missing'"),

@@ -36,25 +36,26 @@ def loggers():
         log.handlers[:] = handlers
 
 
-@pytest.fixture
-def console(monkeypatch):
-    """A terminal on both streams, with nothing in the environment about colours."""
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    return sys
-
-
 class Terminal(io.StringIO):
     def isatty(self):
         return True
 
 
+def shown_on_a_terminal(monkeypatch, config, **variables):
+    """What a line looks like on a terminal, with these variables in the environment and no others about colours."""
+    # Not a fixture: pytest puts its own streams in place again between a fixture and its test.
+    for name, value in {"NO_COLOR": "", "TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    configure_logging(config)
+    server_log.info("well")
+    return sys.stderr.getvalue()
+
+
 def raised(error):
     try:
         raise error
-    except BaseException as caught:
+    except ValueError as caught:
         return caught
 
 
@@ -150,7 +151,7 @@ def test_json_error_line():
 
 
 @pytest.mark.parametrize(
-    "level, label", [("CRITICAL", "error"), ("ERROR", "error"), ("WARNING", "warning"), ("INFO", "info")]
+    ("level", "label"), [("CRITICAL", "error"), ("ERROR", "error"), ("WARNING", "warning"), ("INFO", "info")]
 )
 def test_text_line(level, label):
     """A text line is local time with milliseconds, a label and the message; what ends the process is an error."""
@@ -162,7 +163,7 @@ def test_text_line(level, label):
 
 
 @pytest.mark.parametrize(
-    "emit, color",
+    ("emit", "color"),
     [
         (lambda: server_log.critical("x"), 31),
         (lambda: server_log.warning("x"), 33),
@@ -245,29 +246,23 @@ def test_json_format(capsys):
     assert (json.loads(out)["status"], json.loads(err)["message"]) == (200, "well")
 
 
-def test_colours_on_a_terminal(console):
+def test_colours_on_a_terminal(monkeypatch):
     """A terminal gets colours."""
-    configure_logging(Config())
-    server_log.info("well")
-    assert "\x1b[" in console.stderr.getvalue()
+    assert "\x1b[" in shown_on_a_terminal(monkeypatch, Config())
 
 
-@pytest.mark.parametrize("name, value", [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_no_colours_where_the_environment_refuses_them(console, monkeypatch, name, value):
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_colours_where_the_environment_refuses_them(monkeypatch, name, value):
     """NO_COLOR and a dumb terminal are respected."""
-    monkeypatch.setenv(name, value)
-    configure_logging(Config())
-    server_log.info("well")
-    assert "\x1b[" not in console.stderr.getvalue()
+    assert "\x1b[" not in shown_on_a_terminal(monkeypatch, Config(), **{name: value})
 
 
 @pytest.mark.parametrize("use_colors", [True, False])
-def test_colours_as_asked(console, monkeypatch, use_colors):
+def test_colours_as_asked(monkeypatch, use_colors):
     """use_colors wins over the environment and the terminal."""
-    monkeypatch.setenv("NO_COLOR", "1" if use_colors else "")
-    configure_logging(Config(use_colors=use_colors))
-    server_log.info("well")
-    assert ("\x1b[" in console.stderr.getvalue()) is use_colors
+    config = Config(use_colors=use_colors)
+    shown = shown_on_a_terminal(monkeypatch, config, NO_COLOR="1" if use_colors else "")
+    assert ("\x1b[" in shown) is use_colors
 
 
 def test_without_a_console(monkeypatch):

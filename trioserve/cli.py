@@ -11,7 +11,7 @@ from .config import options
 from .errors import AppLoadError, ConfigError
 from .options import Group, Option
 from .process.loader import split_target
-from .process.runner import run_settings
+from .process.runner import read_version, run_settings
 from .process.settings import format_settings, read_settings
 from .types import AnyValue, PlainValues
 
@@ -161,7 +161,7 @@ def _make_command(serve: Callable[..., None]) -> click.Command:
         epilog=_EPILOG,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    return click.version_option(package_name="trioserve", message="trioserve %(version)s")(command)
+    return click.version_option(read_version(), message="trioserve %(version)s")(command)
 
 
 main = _make_command(_serve)

@@ -18,6 +18,9 @@ COMPACT_AT = 256
 """Heap entries below which stale ones are not worth sweeping."""
 
 
+def _nothing() -> None: ...
+
+
 class Timer:
     """Calls ``fire`` once when Trio's clock passes its deadline."""
 
@@ -59,6 +62,8 @@ class Clock:
     """The timers of one server; ``run`` is its task."""
 
     def __init__(self) -> None:
+        self.look: Callable[[], None] = _nothing
+        """Called before anything fires: what came in time while the loop was blocked must win over its deadline."""
         self._heap: list[tuple[float, int, Timer]] = []
         self._sequence = 0  # orders entries of the same time, and keeps heapq from comparing timers
         self._stale = 0
@@ -89,8 +94,9 @@ class Clock:
             self._until = self._heap[0][0] if self._heap else inf
             with trio.CancelScope(deadline=self._until) as self._sleep:
                 await trio.sleep_forever()
-            # After a loop that was blocked, bytes that came in time win: let Trio look at its sockets once more.
+            # After a loop that was blocked, Trio's own sockets are looked at here, ours in look().
             await trio.lowlevel.checkpoint()
+            self.look()
             self._fire_due(trio.current_time())
 
     def _fire_due(self, now: float) -> None:

@@ -2,74 +2,135 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import ssl
-from dataclasses import dataclass
-from socket import AF_INET, AF_INET6
+import socket
+from functools import partial
 
 import trio
 
 from .context import ServerContext
 from .exchange import Address, Endpoint
-from .logs import error_log, log_application_error, server_log
+from .logs import log_application_error, server_log
+from .net.socket_transport import SUPPORTED as REACTOR_SUPPORTED
+from .net.socket_transport import Reactor, SocketTransport
 from .net.stream_transport import StreamTransport
-from .net.tls import PLAIN_HTTP_ANSWER, HandshakeError, describe_tls, handshake
-from .types import PlainValues
-from .wire.codec_h11 import H11Codec
+from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
+from .wire.codec_h11 import H11Codec, HeadCache
 from .wire.http11 import HTTP11Connection
 
-PLAIN_ANSWER_PATIENCE = 1.0
-"""Seconds in which a client that speaks plain HTTP on a TLS port may take its answer."""
+GOODBYE_PATIENCE = 1.0
+"""Seconds in which a client whose handshake failed may read why."""
 
 
-@dataclass(frozen=True)
-class TLS:
-    """What handshakes are made with; ``certificate`` is the server's own in PEM, as applications see it."""
+class Connections:
+    """What makes served connections of streams: all that the connections of one server share.
 
-    context: ssl.SSLContext
-    certificate: str | None
-
-
-async def serve_connection(
-    stream: trio.abc.Stream, server: ServerContext, tls: TLS | None = None, listener: str = ""
-) -> None:
-    """Serve a connection until it closes, and close its stream.
-
-    ``listener`` is the listening address in words, for the log. Raises nothing but Cancelled and KeyboardInterrupt.
+    ``tls`` is replaced as a whole when certificates change; handshakes take what is there. ``run`` must run in a task of its
+    own, for as long as any connection does.
     """
-    counters = server.counters
-    counters.connections += 1
-    counters.connections_total += 1
-    endpoint = _describe_endpoint(stream)
-    try:
-        if tls is not None:
-            secured = await _begin_tls(stream, server, tls, endpoint, listener)
-            if secured is None:
-                return
-            stream = secured
-        await _serve_stream(stream, server, endpoint)
-    except BaseException as error:
-        _sort_out(error)
-    finally:
-        counters.connections -= 1
+
+    def __init__(self, server: ServerContext, tls: TLS | None = None) -> None:
+        self._server = server
+        self.tls = tls
+        self._heads = HeadCache()
+        self._reactor = Reactor() if REACTOR_SUPPORTED else None
+
+    async def run(self) -> None:
+        """Keep the deadlines of the connections, and watch their sockets, until cancelled."""
+        clock, reactor = self._server.clock, self._reactor
+        if reactor is None:
+            await clock.run()
+            return
+        clock.look = reactor.poll
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(clock.run, name="trioserve clock")
+                await reactor.run()
+        finally:
+            reactor.close()
+
+    async def serve(self, stream: trio.abc.Stream, is_secured: bool = False, listener: str = "") -> None:
+        """Serve a connection until it closes, and close its stream.
+
+        ``is_secured``: it begins with a TLS handshake. ``listener`` is the listening address in words, for the log.
+        Raises nothing but Cancelled and KeyboardInterrupt.
+        """
+        counters = self._server.counters
+        counters.connections += 1
+        counters.connections_total += 1
+        endpoint = describe_endpoint(stream)
+        try:
+            if is_secured and self.tls is not None:
+                secured = await self._begin_tls(stream, self.tls, endpoint, listener)
+                if secured is None:
+                    return
+                stream = secured
+            await self._serve_http(stream, endpoint)
+        except BaseException as error:
+            _sort_out(error)
+        finally:
+            counters.connections -= 1
+
+    async def _serve_http(self, stream: trio.abc.Stream, endpoint: Endpoint) -> None:
+        server = self._server
+        transport = self._make_transport(stream)
+        connection = HTTP11Connection(transport, H11Codec(server.config, self._heads), endpoint, server)
+        try:
+            # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it. So
+            # the application runs in a child task, and what comes out of that ends here.
+            async with trio.open_nursery() as nursery:
+
+                async def run() -> None:
+                    await connection.run()
+                    nursery.cancel_scope.cancel()
+
+                server.base.copy().run(partial(nursery.start_soon, run, name="trioserve connection"))
+                if isinstance(transport, StreamTransport):
+                    await transport.watch()
+        finally:
+            await transport.aclose(reset=connection.must_reset)
+
+    def _make_transport(self, stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
+        if self._reactor is None or not isinstance(stream, trio.SocketStream):
+            return StreamTransport(stream, self._server.clock)
+        sock = socket.socket(fileno=stream.socket.detach())
+        sock.setblocking(False)
+        return SocketTransport(sock, self._reactor, self._server.clock)
+
+    async def _begin_tls(
+        self, stream: trio.abc.Stream, tls: TLS, endpoint: Endpoint, listener: str
+    ) -> trio.SSLStream[trio.abc.Stream] | None:
+        """Do the handshake; None if it failed, which has been logged, answered as far as possible, and closed."""
+        try:
+            with trio.fail_after(self._server.config.timeout_tls_handshake):
+                secured = await handshake(stream, tls.context)
+        except (HandshakeError, trio.TooSlowError) as error:
+            reason = str(error) if isinstance(error, HandshakeError) else "timed out"
+            self._server.counters.count_handshake_failure(listener, reason)
+            client = "a client" if endpoint.client is None else f"{endpoint.client[0]}:{endpoint.client[1]}"
+            server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
+            await _say_goodbye(stream, PLAIN_HTTP_ANSWER if getattr(error, "plain_http", False) else b"")
+            return None
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        endpoint.scheme = "https"
+        endpoint.tls = functools.cache(partial(describe_tls, secured, tls.context, tls.certificate))
+        return secured
 
 
-async def _serve_stream(stream: trio.abc.Stream, server: ServerContext, endpoint: Endpoint) -> None:
-    transport = StreamTransport(stream, server.clock)
-    connection = HTTP11Connection(transport, H11Codec(server.config), endpoint, server)
-    try:
-        # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it. So the
-        # application runs in a child task, and what comes out of that ends here.
-        async with trio.open_nursery() as nursery:
-
-            async def run() -> None:
-                await connection.run()
-                nursery.cancel_scope.cancel()
-
-            server.base.copy().run(functools.partial(nursery.start_soon, run, name="trioserve connection"))
-            await transport.watch()
-    finally:
-        await transport.aclose(reset=connection.must_reset)
+async def _say_goodbye(stream: trio.abc.Stream, answer: bytes) -> None:
+    """End a connection whose handshake failed, so that the client can still read why."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_PATIENCE):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(answer)
+            if isinstance(stream, trio.abc.HalfCloseableStream):
+                # Closing with bytes unread would reset the connection, and take OpenSSL's alert or the answer with it.
+                await stream.send_eof()
+                while await stream.receive_some():
+                    pass
+        await stream.aclose()
 
 
 def _sort_out(error: BaseException) -> None:
@@ -88,55 +149,7 @@ def _sort_out(error: BaseException) -> None:
         raise cancelled
 
 
-# TLS
-
-
-async def _begin_tls(
-    stream: trio.abc.Stream, server: ServerContext, tls: TLS, endpoint: Endpoint, listener: str
-) -> trio.SSLStream[trio.abc.Stream] | None:
-    """Do the handshake; None if it failed, which has been logged, answered as far as possible, and closed."""
-    timeout = server.config.timeout_tls_handshake
-    try:
-        with trio.fail_after(timeout):
-            secured = await handshake(stream, tls.context)
-    except (HandshakeError, trio.TooSlowError) as error:
-        reason = str(error) if isinstance(error, HandshakeError) else "timed out"
-        server.counters.count_handshake_failure(listener, reason)
-        client = "a client" if endpoint.client is None else f"{endpoint.client[0]}:{endpoint.client[1]}"
-        server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + PLAIN_ANSWER_PATIENCE):
-            if isinstance(error, HandshakeError) and error.plain_http:
-                await _answer_plain_http(stream)
-            await stream.aclose()
-        return None
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
-    endpoint.scheme = "https"
-    endpoint.tls = functools.cache(functools.partial(_describe, secured, tls))
-    return secured
-
-
-def _describe(secured: trio.SSLStream[trio.abc.Stream], tls: TLS) -> PlainValues:
-    return describe_tls(secured, tls.context, tls.certificate)
-
-
-async def _answer_plain_http(stream: trio.abc.Stream) -> None:
-    try:
-        await stream.send_all(PLAIN_HTTP_ANSWER)
-        if isinstance(stream, trio.abc.HalfCloseableStream):
-            # Closing at once would reset the connection, as the rest of the request is unread.
-            await stream.send_eof()
-            while await stream.receive_some():
-                pass
-    except trio.BrokenResourceError:
-        error_log.debug("the client left before it was told to use https")
-
-
-# Addresses
-
-
-def _describe_endpoint(stream: trio.abc.Stream) -> Endpoint:
+def describe_endpoint(stream: trio.abc.Stream) -> Endpoint:
     inner = stream
     scheme = "http"
     while isinstance(inner, trio.SSLStream):
@@ -148,7 +161,7 @@ def _describe_endpoint(stream: trio.abc.Stream) -> Endpoint:
         peer, own = sock.getpeername(), sock.getsockname()
     except OSError:  # the client has already gone
         return Endpoint(scheme=scheme)
-    if sock.family in (AF_INET, AF_INET6):
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
         return Endpoint(client=(peer[0], peer[1]), server=(own[0], own[1]), scheme=scheme)
     return Endpoint(client=None, server=_unix_address(own), scheme=scheme)
 

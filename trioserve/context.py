@@ -53,6 +53,7 @@ class ServerContext:
         self.counters = Counters()
         self.default_headers = DefaultHeaders(config)
         self._max_requests = _choose_max_requests(config)
+        self.wants_records = config.access_log or type(observer) is not Observer
         self.active: dict[object, tuple[Request, float]] = {}
         self.base = contextvars.copy_context()
 

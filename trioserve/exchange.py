@@ -6,7 +6,7 @@ The wire side implements Exchange; the application side is written once above it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .types import Headers, PlainValues
@@ -49,11 +49,20 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """A final response head. ``trailers`` keeps the message open after its body."""
+    """A final response head. ``trailers`` keeps the message open after its body; ``names`` are lower-case."""
 
     status: int
-    headers: Headers
+    headers: list[tuple[bytes, bytes]]
     trailers: bool = False
+    names: set[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = {name.lower() for name, _ in self.headers}
+
+    def add(self, name: bytes, value: bytes) -> None:
+        """Add a field; the name is lower-case."""
+        self.headers.append((name, value))
+        self.names.add(name)
 
 
 class Exchange(Protocol):

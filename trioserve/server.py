@@ -8,13 +8,13 @@ import trio
 
 from .asgi.lifespan import Lifespan
 from .config import Config
-from .connection import TLS, serve_connection
+from .connection import Connections
 from .context import ServerContext
 from .drain import DrainKind
 from .errors import BindError
 from .metrics import Statistics, take_statistics
 from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all, bind_all
-from .net.tls import build_context, read_server_certificate
+from .net.tls import TLS, load_tls
 from .observer import Observer, Phase
 from .types import AnyValue, ASGIApp, PlainValues, State
 
@@ -74,14 +74,15 @@ class Server:
     ) -> None:
         """Accept and serve until the drain has ended. Raises what a listener of another make raises."""
         async with trio.open_nursery() as services:
-            clock_scope = trio.CancelScope(shield=True)
-            services.start_soon(_run_within, clock_scope, self._context)
+            connections = Connections(self._context, tls)
+            services_scope = trio.CancelScope(shield=True)
+            services.start_soon(_run_within, services_scope, connections)
             try:
-                async with trio.open_nursery() as connections:
-                    self._connections = connections.cancel_scope
+                async with trio.open_nursery() as nursery:
+                    self._connections = nursery.cancel_scope
                     async with trio.open_nursery() as accepting:
                         for listener in listeners:
-                            accepting.start_soon(self._accept, listener, tls, connections)
+                            accepting.start_soon(_accept, listener, connections, nursery)
                         self._context.observer.phase_changed(Phase.SERVING)
                         task_status.started(self)
                         await self._drain_began.wait()
@@ -90,21 +91,19 @@ class Server:
             finally:
                 # Last: handlers that clean up after a cancellation may still have to write, with a deadline.
                 self._timer.close()
-                clock_scope.cancel()
-
-    async def _accept(self, listener: Listener, tls: TLS | None, connections: trio.Nursery) -> None:
-        secured = tls if listener.tls else None
-        context, address = self._context, listener.address
-
-        def start(stream: trio.abc.Stream) -> None:
-            connections.start_soon(serve_connection, stream, context, secured, address)
-
-        await accept_forever(listener, start)
+                services_scope.cancel()
 
 
-async def _run_within(scope: trio.CancelScope, context: ServerContext) -> None:
+async def _accept(listener: Listener, connections: Connections, nursery: trio.Nursery) -> None:
+    def start(stream: trio.abc.Stream) -> None:
+        nursery.start_soon(connections.serve, stream, listener.tls, listener.address)
+
+    await accept_forever(listener, start)
+
+
+async def _run_within(scope: trio.CancelScope, connections: Connections) -> None:
     with scope:
-        await context.clock.run()
+        await connections.run()
 
 
 async def serve(
@@ -223,22 +222,18 @@ async def serve_stream(
     context = ServerContext(app, merge_options(config, options), observer=Observer())
     context.state = {} if state is None else state
     async with trio.open_nursery() as services:
-        clock_scope = trio.CancelScope(shield=True)
-        services.start_soon(_run_within, clock_scope, context)
+        connections = Connections(context)
+        scope = trio.CancelScope(shield=True)
+        services.start_soon(_run_within, scope, connections)
         try:
-            await serve_connection(stream, context)
+            await connections.serve(stream)
         finally:
-            clock_scope.cancel()
+            scope.cancel()
 
 
 def merge_options(config: Config | None, options: PlainValues) -> Config:
     """Return a Config with these options changed; raises ConfigError for one that does not exist."""
     return Config.from_plain(options) if config is None else config.replace(**options)
-
-
-def load_tls(config: Config) -> TLS | None:
-    """Build what handshakes are made with, or None without TLS; raises CertificateError."""
-    return TLS(build_context(config), read_server_certificate(config)) if config.uses_tls else None
 
 
 def _call_factory(factory: AnyValue) -> ASGIApp:

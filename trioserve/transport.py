@@ -54,13 +54,16 @@ class Transport(Protocol):
         """
 
     async def send(self, data: bytes, stall: float) -> None:
-        """Send all of it; ``stall`` is how long the peer may take nothing.
+        """Send all of it, whether this waits for that or not; ``stall`` is how long the peer may take nothing.
 
         Several tasks may send: pieces keep their order. Raises ClientDisconnected when the peer is gone or stalled.
         """
 
     async def send_file(self, piece: FilePiece, stall: float) -> None:
         """As send, and returns when all of it is sent. Raises EOFError if the file is shorter than said."""
+
+    async def flush(self) -> None:
+        """Wait until the peer's side has taken all that was sent. Raises ClientDisconnected."""
 
     async def wait_left(self) -> None:
         """Wait until the peer has left or ``wake`` was called; whoever waits looks again. Any number may wait."""

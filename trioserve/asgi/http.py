@@ -128,14 +128,14 @@ class HTTPCall:
             return
         if length is not None and self._lacks_length(response):
             # Cheaper than chunks, and an HTTP/1.0 client can then tell a cut response from a whole one.
-            response.headers = [*response.headers, (b"content-length", b"%d" % length)]
+            response.add(b"content-length", b"%d" % length)
         await self._exchange.send_response(response)
         self._response = None
 
     def _lacks_length(self, response: Response) -> bool:
-        if response.trailers or response.status in _WITHOUT_BODY or self._exchange.request.method == "HEAD":
+        if b"content-length" in response.names or b"transfer-encoding" in response.names or response.trailers:
             return False
-        return not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in response.headers)
+        return response.status not in _WITHOUT_BODY and self._exchange.request.method != "HEAD"
 
     def _moved_on(self, more: bool) -> None:
         # Before the write: another task that sends meanwhile must find the state this message leaves.

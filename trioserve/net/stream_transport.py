@@ -9,7 +9,6 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-import outcome
 import trio
 
 from ..clock import Clock
@@ -40,6 +39,7 @@ class StreamTransport:
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
         self._reader: trio.lowlevel.Task | None = None
+        self._wake_reason: Wake | None = None
         self._watcher_lot = trio.lowlevel.ParkingLot()
         self._left_lot = trio.lowlevel.ParkingLot()
         self._is_sending = False
@@ -100,13 +100,13 @@ class StreamTransport:
             self._reader = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        reason: Wake | None = await trio.lowlevel.wait_task_rescheduled(abort)
-        return reason
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return self._wake_reason
 
     def _wake_reader(self, reason: Wake | None) -> None:
         if self._reader is not None:
-            reader, self._reader = self._reader, None
-            trio.lowlevel.reschedule(reader, outcome.Value(reason))
+            reader, self._reader, self._wake_reason = self._reader, None, reason
+            trio.lowlevel.reschedule(reader)
 
     def _pass_deadline(self) -> None:
         self._wake_reader(Wake.DEADLINE)
@@ -230,6 +230,11 @@ class StreamTransport:
         return len(data)
 
     # Closing
+
+    async def flush(self) -> None:
+        while self._is_sending:
+            await self._queue_lot.park()
+        self._raise_if_broken()
 
     async def send_eof(self) -> None:
         if isinstance(self._stream, trio.abc.HalfCloseableStream) and not self.is_broken:

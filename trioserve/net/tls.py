@@ -9,6 +9,7 @@ import pkgutil
 import re
 import ssl
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -47,6 +48,19 @@ class HandshakeError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.plain_http = plain_http
+
+
+@dataclass(frozen=True)
+class TLS:
+    """What handshakes are made with; ``certificate`` is the server's own in PEM, as applications see it."""
+
+    context: ssl.SSLContext
+    certificate: str | None
+
+
+def load_tls(config: Config) -> TLS | None:
+    """Build what handshakes are made with, or None without TLS; raises CertificateError."""
+    return TLS(build_context(config), read_server_certificate(config)) if config.uses_tls else None
 
 
 def build_context(config: Config) -> ssl.SSLContext:

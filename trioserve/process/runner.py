@@ -82,7 +82,7 @@ class _Run(Observer):
         self._signals = signals
         self._server: Server | None = None
         self._scope = trio.CancelScope()
-        self._has_announced_cut = False
+        self._is_cutting = False
 
     def run(self) -> int:
         error = trio.run(self._serve)
@@ -106,11 +106,12 @@ class _Run(Observer):
             return error
         return None
 
-    def started(self, value: Server) -> None:
-        """Announce the server; this is trio.TaskStatus's method."""
+    def started(self, value: Server | None = None) -> None:
+        """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
+        assert value is not None
         self._server = value
         config = self._settings.config
-        server_log.info("trioserve %s serves %s", _version(), self._name)
+        server_log.info("trioserve %s serves %s", read_version(), self._name)
         for url in value.urls:
             server_log.info("listening on %s%s", url, " (TLS)" if url.startswith("https:") else "")
         codec = "h11" if config.http == "auto" else config.http
@@ -119,14 +120,16 @@ class _Run(Observer):
 
     def phase_changed(self, phase: Phase) -> None:
         self._signals.phase_changed(phase)
-        if phase is Phase.CANCELLING:
+        if phase is Phase.CANCELLING and not self._is_cutting:
             self._announce_cut()
 
     def _announce_cut(self) -> None:
-        if not self._has_announced_cut:
-            self._has_announced_cut = True
-            seconds = self._settings.config.timeout_hard_shutdown
+        seconds = self._settings.config.timeout_hard_shutdown
+        if self._is_cutting:
+            server_log.warning("still cutting; the process ends %g s after the first cut whatever it does", seconds)
+        else:
             server_log.warning("cutting what still runs; in %g s the process ends whatever it does", seconds)
+        self._is_cutting = True
 
     def _signalled(self, count: int) -> None:
         if self._server is None or count > 1:
@@ -150,7 +153,8 @@ def _report(error: TrioserveError, code: int) -> int:
     return code
 
 
-def _version() -> str:
+def read_version() -> str:
+    """The installed version; a bundle without metadata serves all the same."""
     try:
         return importlib.metadata.version("trioserve")
     except importlib.metadata.PackageNotFoundError:

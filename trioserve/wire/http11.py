@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from math import inf
 
 import trio
@@ -58,6 +59,8 @@ class HTTP11Connection:
                 await self._serve_requests()
             if self._application_scope.cancelled_caught:
                 await self._answer_for_stopped()
+            with contextlib.suppress(ClientDisconnected):
+                await transport.flush()
         finally:
             self._timer.close()
             drain.unregister(self._tell_drain)
@@ -103,9 +106,10 @@ class HTTP11Connection:
             begun, deadline = True, now + config.timeout_request_head
         self._waited = False
         while True:
-            head = codec.next_head()
-            if head is not None:
-                return head
+            if codec.has_begun:
+                head = codec.next_head()
+                if head is not None:
+                    return head
             if drain.kind is DrainKind.STOP:
                 if not codec.has_begun:
                     return None
@@ -219,6 +223,10 @@ class HTTP11Connection:
 
     async def _linger(self) -> None:
         """Say that nothing more will come, and throw away what the client sends until it closes too."""
+        try:
+            await self._transport.flush()
+        except ClientDisconnected:
+            return
         await self._transport.send_eof()
         deadline = trio.current_time() + LINGER_PATIENCE
         while True:

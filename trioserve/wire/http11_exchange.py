@@ -166,12 +166,13 @@ class HTTP11Exchange:
         self._serialise(response)
 
     def _serialise(self, response: Response) -> None:
-        headers = list(response.headers)
-        names = {name.lower() for name, _ in headers}
-        headers += [field for field in self._server.default_headers.current() if field[0] not in names]
-        if self._must_say_close() and b"connection" not in names:
-            headers.append((b"connection", b"close"))
-        self._head = self._codec.response_head(response.status, headers)
+        names = response.names
+        for default in self._server.default_headers.current():
+            if default[0] not in names:
+                response.headers.append(default)
+        if b"connection" not in names and self._must_say_close():
+            response.headers.append((b"connection", b"close"))
+        self._head = self._codec.response_head(response.status, response.headers)
         self.status = response.status
 
     def _must_say_close(self) -> bool:
@@ -271,7 +272,8 @@ class HTTP11Exchange:
         self.ended = True
         if self._receiving or self._waiting:
             self._transport.wake(Wake.ENDED)
-        self._server.exchange_ended(self._record())
+        if self._server.wants_records:
+            self._server.exchange_ended(self._record())
         self._on_end()
 
     def _record(self) -> ExchangeRecord:

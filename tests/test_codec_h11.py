@@ -1,0 +1,342 @@
+"""HTTP/1.1 by h11: bytes in, requests out; responses in, bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import h11
+import pytest
+
+from trioserve.config import Config
+from trioserve.errors import MessageError, ProtocolError
+from trioserve.wire.codec import Head
+from trioserve.wire.codec_h11 import H11Codec
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+HTTP_10 = b"GET / HTTP/1.0\r\n\r\n"
+HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def make_codec(**options: int) -> H11Codec:
+    return H11Codec(Config.from_plain(options))
+
+
+def read(data: bytes, **options: int) -> tuple[H11Codec, Head]:
+    """A codec that has read one head out of these bytes."""
+    codec = make_codec(**options)
+    codec.feed(data)
+    head = codec.next_head()
+    assert head is not None
+    return codec, head
+
+
+# Reading
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_a_head_is_read_however_it_comes(size: int) -> None:
+    """A head is given once it is whole: method, target, lower-case names, version and length."""
+    codec = make_codec()
+    data = b"POST /a?b HTTP/1.1\r\nHost: a\r\nX-Y: Z\r\nContent-Length: 3\r\n\r\n"
+    for start in range(0, len(data), size):
+        assert codec.next_head() is None
+        codec.feed(data[start : start + size])
+    assert codec.next_head() == Head(
+        "POST", b"/a?b", [(b"host", b"a"), (b"x-y", b"Z"), (b"content-length", b"3")], "1.1", 3
+    )
+
+
+def test_empty_lines_before_a_request_are_ignored() -> None:
+    """Empty lines before the request line are passed over, also one whose LF is still to come (RFC 9112 §2.2)."""
+    codec = make_codec()
+    codec.feed(b"\r\n\r\n\r")
+    assert codec.next_head() is None
+    codec.feed(b"\n" + GET)
+    assert codec.next_head() is not None
+
+
+def test_a_head_has_begun_with_its_first_byte() -> None:
+    """What lies in the buffer is the beginning of a head; after a whole request nothing is."""
+    codec = make_codec()
+    assert not codec.has_begun
+    codec.feed(b"G")
+    assert codec.has_begun
+    codec.feed(GET[1:])
+    codec.next_head()
+    assert not codec.has_begun
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /" + b"x" * 300, 414),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 300, 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 300 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nA: 1\r\nB: 2\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+        (b"\nGET / HTTP/1.1\r\n", 400),
+        (b"GET / HTTP/1.1\r\nNo colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/3.0\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02", 400),
+    ],
+)
+def test_a_wrong_head_is_an_error_with_its_status(data: bytes, status: int) -> None:
+    """What can never become a right head is refused as soon as that is known."""
+    codec = make_codec(limit_request_head=256, limit_request_fields=2)
+    codec.feed(data)
+    with pytest.raises(ProtocolError) as caught:
+        codec.next_head()
+    assert caught.value.status == status
+
+
+def test_the_limit_of_a_head_is_of_that_head_alone() -> None:
+    """What follows a head in the same packet does not count towards its limit."""
+    read(GET + b"x" * 1000, limit_request_head=256)
+
+
+def test_no_body_is_read_at_once() -> None:
+    """A request without a body is complete with its head."""
+    codec, head = read(GET)
+    assert head.length == 0
+    assert codec.body_read
+    assert codec.next_body() == (b"", False)
+
+
+def test_a_body_of_known_length_ends_there() -> None:
+    """A body of known length is given as it comes, and what follows it belongs to the next request."""
+    codec, _ = read(POST)
+    assert codec.next_body() is None
+    codec.feed(b"he")
+    assert codec.next_body() == (b"he", True)
+    assert not codec.body_read
+    codec.feed(b"llo" + GET)
+    assert codec.next_body() == (b"llo", False)
+    assert codec.body_read
+    assert codec.has_begun
+
+
+def test_a_chunked_body_is_taken_apart() -> None:
+    """Chunks that came together are one piece; extensions and trailers are dropped."""
+    codec, head = read(CHUNKED)
+    assert head.length is None
+    codec.feed(b"2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\n")
+    assert codec.next_body() == (b"hello", True)
+    assert codec.next_body() is None
+    codec.feed(b"A: b\r\n\r\n" + GET)
+    assert codec.next_body() == (b"", False)
+    assert codec.has_begun
+
+
+@pytest.mark.parametrize("body", [b"x\r\n", b"5\r\nhello!\r\n", b"0\r\nA\r\n"])
+def test_a_wrong_chunked_body_is_an_error(body: bytes) -> None:
+    """A chunked body that is not what the RFC says is refused."""
+    codec, _ = read(CHUNKED)
+    codec.feed(body)
+    with pytest.raises(ProtocolError):
+        while True:
+            codec.next_body()
+
+
+def test_the_client_waits_for_100_until_it_has_sent() -> None:
+    """Whether a client waits for 100 is known from its head, and no longer so once its body comes."""
+    codec, _ = read(POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    assert codec.wants_continue
+    codec.feed(b"h")
+    codec.next_body()
+    assert not codec.wants_continue
+
+
+# Writing
+
+HEADS = {"GET": GET, "HEAD": HEAD, "HTTP/1.0": HTTP_10}
+LENGTH = [(b"content-length", b"5")]
+
+
+def read_back(request: bytes, response: bytes) -> tuple[h11.Response, bytes, h11.EndOfMessage]:
+    """Read a response with h11's client, as the answer to this request."""
+    client = h11.Connection(h11.CLIENT)
+    method = request.split(b" ", 1)[0]
+    client.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(response)
+    client.receive_data(b"")
+    head = client.next_event()
+    assert isinstance(head, h11.Response)
+    body = b""
+    while isinstance(event := client.next_event(), h11.Data):
+        body += event.data
+    assert isinstance(event, h11.EndOfMessage)
+    return head, body, event
+
+
+def test_a_body_of_said_length_goes_out_as_it_is() -> None:
+    """With Content-Length the body is neither framed nor ended by anything."""
+    codec, _ = read(GET)
+    codec.response_head(200, LENGTH)
+    assert (codec.is_chunked, codec.ends_by_close, codec.drops_body) == (False, False, False)
+    assert codec.body(b"hello") == b"hello"
+    assert codec.end(()) == b""
+    assert codec.can_reuse
+    assert codec.keeps_alive
+
+
+def test_a_body_without_length_is_chunked() -> None:
+    """Without Content-Length a body goes out in chunks, and may have trailers."""
+    codec, _ = read(GET)
+    head = codec.response_head(200, [])
+    assert (codec.is_chunked, codec.ends_by_close) == (True, False)
+    response = head + codec.body(b"hello") + codec.body(b"") + codec.end([(b"a", b"b")])
+    _, body, end = read_back(GET, response)
+    assert body == b"hello"
+    assert list(end.headers) == [(b"a", b"b")]
+    assert codec.can_reuse
+
+
+def test_http_10_gets_no_chunks() -> None:
+    """To an HTTP/1.0 client a body without length ends with the connection, and trailers are left out."""
+    codec, _ = read(HTTP_10)
+    head = codec.response_head(200, [])
+    assert (codec.is_chunked, codec.ends_by_close) == (False, True)
+    assert b"chunked" not in head
+    assert codec.body(b"hello") == b"hello"
+    assert codec.end([(b"a", b"b")]) == b""
+    assert not codec.can_reuse
+
+
+@pytest.mark.parametrize(("request_head", "status"), [(HEAD, 200), (GET, 204), (GET, 304)])
+def test_a_response_that_has_no_body_gets_none(request_head: bytes, status: int) -> None:
+    """HEAD, 204 and 304 have no body, whatever the application sends (RFC 9110 §6.4.1)."""
+    codec, _ = read(request_head)
+    codec.response_head(status, [])
+    assert codec.drops_body
+    assert not codec.is_chunked
+    assert codec.body(b"hello") == b""
+    assert codec.end([(b"a", b"b")]) == b""
+    assert codec.can_reuse
+
+
+def test_the_reason_of_a_known_status_is_said() -> None:
+    """A known status goes out with its reason, an unknown one without."""
+    assert read(GET)[0].response_head(404, LENGTH).startswith(b"HTTP/1.1 404 Not Found\r\n")
+    assert read(GET)[0].response_head(599, LENGTH).startswith(b"HTTP/1.1 599 \r\n")
+
+
+def test_an_informational_response_goes_before() -> None:
+    """103 goes out with its fields, and the final response can follow."""
+    codec, _ = read(GET)
+    assert codec.informational(103, [(b"link", b"</a>")]) == b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
+    codec.response_head(200, LENGTH)
+
+
+def test_a_file_is_framed_without_its_bytes() -> None:
+    """What goes before and after a file's bytes is what its length asks for."""
+    codec, _ = read(GET)
+    codec.response_head(200, [])
+    assert codec.file_frame(255) == (b"ff\r\n", b"\r\n")
+    framed, _ = read(GET)
+    framed.response_head(200, LENGTH)
+    assert framed.file_frame(5) == (b"", b"")
+    assert framed.end(()) == b""
+
+
+WRONG_HEADS: dict[str, list[tuple[bytes, bytes]]] = {
+    "a name with a space": [(b"a b", b"c")],
+    "a name with a line break": [(b"a\r\nb", b"c")],
+    "an empty name": [(b"", b"c")],
+    "a value with a line break": [(b"a", b"b\r\nSet-Cookie: c")],
+    "a value with a bare LF": [(b"a", b"b\nc")],
+    "a value with a bare CR": [(b"a", b"b\rc")],
+    "a value with NUL": [(b"a", b"b\x00c")],
+    "a length that is no number": [(b"content-length", b"x")],
+    "two lengths": [(b"content-length", b"1"), (b"content-length", b"2")],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_HEADS)
+@pytest.mark.parametrize("write", [H11Codec.response_head, H11Codec.informational])
+def test_response_splitting_is_refused(
+    name: str, write: Callable[[H11Codec, int, list[tuple[bytes, bytes]]], bytes]
+) -> None:
+    """Field lines that would be read as something else are refused, in the application."""
+    codec, _ = read(GET)
+    status = 103 if write is H11Codec.informational else 200
+    with pytest.raises(MessageError, match="response head is wrong"):
+        write(codec, status, WRONG_HEADS[name])
+
+
+def test_more_than_the_said_length_is_refused() -> None:
+    """More body than Content-Length says would be read as the next response."""
+    codec, _ = read(GET)
+    codec.response_head(200, LENGTH)
+    with pytest.raises(MessageError, match="Too much data"):
+        codec.body(b"hello!")
+
+
+def test_more_file_than_the_said_length_is_refused() -> None:
+    """The same for a file."""
+    codec, _ = read(GET)
+    codec.response_head(200, LENGTH)
+    with pytest.raises(MessageError, match="Too much data"):
+        codec.file_frame(6)
+
+
+def test_less_than_the_said_length_is_refused() -> None:
+    """Less body than Content-Length says would leave the client waiting."""
+    codec, _ = read(GET)
+    codec.response_head(200, LENGTH)
+    codec.body(b"hell")
+    with pytest.raises(MessageError, match="Too little data"):
+        codec.end(())
+
+
+# Reuse
+
+
+def test_a_connection_carries_one_request_after_the_other() -> None:
+    """After both messages are complete the next head is read, pipelined or not."""
+    codec, _ = read(POST + b"hello" + HEAD)
+    assert codec.next_body() == (b"hello", False)
+    codec.response_head(200, LENGTH)
+    codec.body(b"hello")
+    codec.end(())
+    assert codec.can_reuse
+    codec.start_next()
+    head = codec.next_head()
+    assert head is not None
+    assert head.method == "HEAD"
+
+
+@pytest.mark.parametrize(
+    ("request_head", "headers"),
+    [
+        (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), LENGTH),
+        (GET, [*LENGTH, (b"connection", b"close")]),
+        (HTTP_10, LENGTH),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", LENGTH),
+    ],
+)
+def test_a_connection_that_either_side_closes_is_not_reused(
+    request_head: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """Connection: close of either side, and HTTP/1.0, end the connection; the client is told."""
+    codec, _ = read(request_head)
+    head = codec.response_head(200, headers)
+    codec.body(b"hello")
+    codec.end(())
+    assert b"connection: close" in head.lower()
+    assert not codec.can_reuse
+    assert not codec.keeps_alive
+
+
+def test_an_unread_body_is_in_the_way_of_the_next_request() -> None:
+    """While a request body is unread the connection cannot be reused, although it was kept open."""
+    codec, _ = read(POST)
+    codec.response_head(200, LENGTH)
+    codec.body(b"hello")
+    codec.end(())
+    assert not codec.can_reuse
+    assert codec.keeps_alive

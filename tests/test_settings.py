@@ -1,0 +1,288 @@
+"""Where the values of options come from."""
+
+import os
+import sys
+import tomllib
+
+import pytest
+
+from trioserve.config import Config
+from trioserve.errors import ConfigError
+from trioserve.process.settings import format_settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty current folder and an environment without trioserve's variables; both are put back."""
+    kept = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("TRIOSERVE_")]:
+        del os.environ[name]
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    # Not monkeypatch's: an env_file adds variables that it does not know of.
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+def failure(given=None, **keywords):
+    with pytest.raises(ConfigError) as caught:
+        read_settings(given or {}, **keywords)
+    return str(caught.value)
+
+
+def test_defaults():
+    """With nothing given every option has its default, and says so."""
+    settings = read_settings({})
+    assert settings.config == Config()
+    assert set(settings.sources.values()) == {"default"}
+    assert (settings.app, settings.file, settings.warnings) == (None, None, ())
+
+
+def test_order(folder):
+    """The command line wins over the environment, that over the file, that over the default."""
+    (folder / "trioserve.toml").write_text("port = 1\nbacklog = 1\nlimit_request_fields = 1\n")
+    os.environ.update(TRIOSERVE_PORT="2", TRIOSERVE_BACKLOG="2")
+    settings = read_settings({"port": 3})
+    config = settings.config
+    assert (config.port, config.backlog, config.limit_request_fields, config.host) == (3, 2, 1, "127.0.0.1")
+    assert [settings.sources[name] for name in ("port", "backlog", "limit_request_fields", "host")] == [
+        "command line",
+        "environment TRIOSERVE_BACKLOG",
+        f"file {folder / 'trioserve.toml'}",
+        "default",
+    ]
+
+
+def test_named_file(folder):
+    """--config is read in place of trioserve.toml."""
+    (folder / "trioserve.toml").write_text("port = 1\n")
+    (folder / "other.toml").write_text("port = 2\n")
+    settings = read_settings({}, config_file="other.toml")
+    assert (settings.config.port, settings.file) == (2, folder / "other.toml")
+
+
+def test_file_named_in_the_environment(folder):
+    """TRIOSERVE_CONFIG does what --config does."""
+    (folder / "other.toml").write_text("port = 2\n")
+    os.environ["TRIOSERVE_CONFIG"] = "other.toml"
+    settings = read_settings({})
+    assert (settings.config.port, settings.warnings) == (2, ())
+
+
+def test_trioserve_toml_wins_over_pyproject(folder):
+    """trioserve.toml in the current folder is read in place of pyproject.toml."""
+    (folder / "trioserve.toml").write_text("port = 1\n")
+    (folder / "pyproject.toml").write_text("[tool.trioserve]\nport = 2\n")
+    assert read_settings({}).config.port == 1
+
+
+def test_nearest_pyproject(folder, monkeypatch):
+    """The nearest pyproject.toml upward is read."""
+    (folder / "pyproject.toml").write_text("[tool.trioserve]\nport = 1\n")
+    (folder / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(folder / "a" / "b")
+    settings = read_settings({})
+    assert (settings.config.port, settings.file) == (1, folder / "pyproject.toml")
+
+
+@pytest.mark.parametrize("text", ["", "tool = 3", "[tool.other]\nport = 2"])
+def test_pyproject_without_our_table(folder, monkeypatch, text):
+    """A pyproject.toml without our table ends the search and is not named as the file used."""
+    (folder / "pyproject.toml").write_text("[tool.trioserve]\nport = 1\n")
+    (folder / "a").mkdir()
+    (folder / "a" / "pyproject.toml").write_text(text)
+    monkeypatch.chdir(folder / "a")
+    settings = read_settings({})
+    assert (settings.config.port, settings.file) == (8000, None)
+
+
+@pytest.mark.parametrize(("text", "port"), [("[tool.trioserve]\nport = 1", 1), ("", 8000)])
+def test_named_pyproject(folder, text, port):
+    """A pyproject.toml named with --config is read for its table too."""
+    (folder / "pyproject.toml").write_text(text)
+    settings = read_settings({}, config_file="pyproject.toml")
+    assert (settings.config.port, settings.file) == (port, folder / "pyproject.toml")
+
+
+def test_table_of_the_wrong_type(folder):
+    """tool.trioserve must be a table."""
+    (folder / "pyproject.toml").write_text("tool.trioserve = 3")
+    assert failure() == f"{folder / 'pyproject.toml'}: tool.trioserve must be a table, not 3"
+
+
+def test_keys_with_hyphens(folder):
+    """Keys may be written like the flags."""
+    (folder / "trioserve.toml").write_text("timeout-keep-alive = 5\n")
+    assert read_settings({}).config.timeout_keep_alive == 5
+
+
+def test_key_given_twice(folder):
+    """The two spellings of one option are the same option."""
+    (folder / "trioserve.toml").write_text("root-path = '/a'\nroot_path = '/b'\n")
+    assert failure() == f"{folder / 'trioserve.toml'}: root_path is given twice"
+
+
+def test_unknown_key(folder):
+    """An unknown key is an error that names the file, the key and the nearest option."""
+    (folder / "trioserve.toml").write_text("prot = 1\n")
+    expected = f"{folder / 'trioserve.toml'}: there is no option 'prot'; did you mean 'port'?"
+    assert failure() == expected
+
+
+def test_unknown_option_of_run():
+    """An unknown keyword is an error too; where nothing is near, nothing is proposed."""
+    assert failure({"zzz": 1}) == "there is no option 'zzz'"
+
+
+def test_bad_value_in_the_file(folder):
+    """A bad value in a file is an error that names the file."""
+    (folder / "trioserve.toml").write_text("port = true\n")
+    expected = f"{folder / 'trioserve.toml'}: port must be a whole number of at least 0, not True"
+    assert failure() == expected
+
+
+def test_bad_value_in_the_environment():
+    """A bad value in the environment is an error that names the variable."""
+    os.environ["TRIOSERVE_PORT"] = "http"
+    assert failure() == "TRIOSERVE_PORT: port must be a whole number of at least 0, not 'http'"
+
+
+def test_bad_value_of_run():
+    """Values given as keywords are checked like all others."""
+    assert failure({"port": "80"}) == "port must be a whole number of at least 0, not '80'"
+
+
+def test_values_that_do_not_go_together():
+    """Where two options do not go together, the text says where the one it names came from."""
+    os.environ["TRIOSERVE_SSL_KEYFILE"] = "key.pem"
+    assert failure() == "ssl_keyfile needs ssl_certfile (environment TRIOSERVE_SSL_KEYFILE)"
+
+
+def test_values_of_the_command_line_that_do_not_go_together():
+    """What was just typed needs no mention of where it came from."""
+    assert failure({"ssl_keyfile": "key.pem"}) == "ssl_keyfile needs ssl_certfile"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(b"port = ", "not TOML: "), (b"\xff", "not TOML: ")],
+)
+def test_not_toml(folder, text, said):
+    """A file that is not TOML is named."""
+    (folder / "trioserve.toml").write_bytes(text)
+    assert failure().startswith(f"{folder / 'trioserve.toml'}: {said}")
+
+
+def test_file_missing(folder):
+    """A file named with --config must be there."""
+    assert failure(config_file="none.toml") == f"{folder / 'none.toml'}: cannot read it: No such file or directory"
+
+
+def test_none_and_octal_in_a_file(folder):
+    """TOML has no null: "none" stands for it; an octal number may be quoted."""
+    (folder / "trioserve.toml").write_text('timeout_disconnect_grace = "none"\nuds_permissions = "660"\n')
+    config = read_settings({}).config
+    assert (config.timeout_disconnect_grace, config.uds_permissions) == (None, 0o660)
+
+
+def test_app_from_each_source(folder):
+    """The application may be named in a file, in the environment or on the command line, in that order of strength."""
+    (folder / "trioserve.toml").write_text('app = "a:app"\n')
+    assert read_settings({}).app == "a:app"
+    os.environ["TRIOSERVE_APP"] = "b:app"
+    settings = read_settings({})
+    assert (settings.app, settings.sources["app"]) == ("b:app", "environment TRIOSERVE_APP")
+    assert read_settings({}, app="c:app").app == "c:app"
+
+
+def test_app_of_the_wrong_type(folder):
+    """An app that is not text is refused."""
+    (folder / "trioserve.toml").write_text("app = 1\n")
+    assert failure() == f"{folder / 'trioserve.toml'}: app must be module:attribute, not 1"
+
+
+def test_strange_variable():
+    """A variable that looks like ours and is not gives one warning, with the nearest name."""
+    os.environ["TRIOSERVE_PROT"] = "1"
+    (warning,) = read_settings({}).warnings
+    assert warning == "environment variable TRIOSERVE_PROT is not an option; did you mean 'TRIOSERVE_PORT'?"
+
+
+@pytest.mark.parametrize("how", ["command line", "environment", "file"])
+def test_env_file(folder, how):
+    """An env_file named anywhere is added to the environment, for the application as well as for options."""
+    (folder / ".env").write_text("TRIOSERVE_PORT=7\nDATABASE=here\n")
+    given = {}
+    if how == "command line":
+        given["env_file"] = ".env"
+    elif how == "environment":
+        os.environ["TRIOSERVE_ENV_FILE"] = ".env"
+    else:
+        (folder / "trioserve.toml").write_text('env_file = ".env"\n')
+    settings = read_settings(given)
+    assert (settings.config.port, os.environ["DATABASE"]) == (7, "here")
+    assert settings.sources["port"] == "environment TRIOSERVE_PORT of .env"
+
+
+def test_env_file_never_overrides(folder):
+    """What is set in the environment stays."""
+    (folder / ".env").write_text("TRIOSERVE_PORT=7\n")
+    os.environ["TRIOSERVE_PORT"] = "8"
+    settings = read_settings({"env_file": ".env"})
+    assert (settings.config.port, settings.sources["port"]) == (8, "environment TRIOSERVE_PORT")
+
+
+def test_no_env_file(folder):
+    """A stronger source may take the env_file of a weaker one away."""
+    (folder / "trioserve.toml").write_text('env_file = "none.env"\n')
+    assert read_settings({"env_file": None}).config.env_file is None
+
+
+def test_env_file_missing(folder):
+    """An env_file must be there, and the error says who named it."""
+    os.environ["TRIOSERVE_ENV_FILE"] = "none.env"
+    expected = f"env_file (environment TRIOSERVE_ENV_FILE): there is no file {folder / 'none.env'}"
+    assert failure() == expected
+
+
+def test_env_file_without_dotenv(folder, monkeypatch):
+    """Without python-dotenv an env_file is refused with what to install."""
+    monkeypatch.setitem(sys.modules, "dotenv", None)
+    assert "pip install 'trioserve[dotenv]'" in failure({"env_file": ".env"})
+
+
+def test_port_of_the_command_line_replaces_a_weaker_bind(folder):
+    """An address named by a stronger source is not overruled by another kind of address of a weaker one."""
+    (folder / "trioserve.toml").write_text('bind = ["unix:a"]\nuds = "b"\nhost = "::1"\n')
+    settings = read_settings({"port": 9})
+    assert [str(bind) for bind, _ in settings.config.binds] == ["[::1]:9"]
+    assert settings.sources["bind"] == "default"
+
+
+def test_addresses_of_one_source_are_all_kept(folder):
+    """Several addresses named by one source are listened on together."""
+    (folder / "trioserve.toml").write_text('bind = ["127.0.0.1:1"]\nuds = "b"\nport = 5\n')
+    assert [str(bind) for bind, _ in read_settings({}).config.binds] == ["127.0.0.1:1", "unix:b"]
+
+
+def test_format_can_be_used_as_a_file(folder):
+    """What --print-config shows is a trioserve.toml that gives the same values."""
+    given = {"header": ['A: \u00e4, "b"'], "uds_permissions": 0o660, "timeout_request": None, "use_colors": True}
+    settings = read_settings({**given, "uds": "s"}, app="main:app")
+    (folder / "trioserve.toml").write_text(format_settings(settings))
+    again = read_settings({})
+    assert (again.config, again.app) == (settings.config, "main:app")
+
+
+def test_format_says_where_each_came_from():
+    """Each row ends with the source."""
+    rows = format_settings(read_settings({"port": 1})).splitlines()
+    assert "".join(rows[0].split(" ")) == 'host="127.0.0.1"#default'
+    assert "".join(rows[1].split(" ")) == "port=1#commandline"
+
+
+def test_format_hides_the_password():
+    """The password of a key is never printed."""
+    text = format_settings(read_settings({"ssl_certfile": "c.pem", "ssl_keyfile_password": "hunter2"}))
+    assert "hunter2" not in text
+    assert tomllib.loads(text)["ssl_keyfile_password"] == "********"

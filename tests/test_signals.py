@@ -1,0 +1,215 @@
+"""The stop signals and the hard deadline behind them."""
+
+import faulthandler
+import io
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from trioserve.config import Config
+from trioserve.observer import Phase
+from trioserve.process.signals import StopSignals
+
+from .programs import finish
+
+CONFIG = Config(timeout_graceful_shutdown=1000, timeout_shutdown=3000, timeout_hard_shutdown=500)
+
+
+@pytest.fixture(autouse=True)
+def _disarmed():
+    """No deadline outlives its test: it would end the test run."""
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def signals():
+    with StopSignals(CONFIG) as entered:
+        yield entered
+        entered.disarm()
+
+
+def open_descriptors():
+    """The number of open descriptors, where the system tells."""
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
+def seconds_left(signals):
+    return round(signals.deadline - time.monotonic(), -1)
+
+
+def test_handlers_are_put_back():
+    """After the block each signal has the handler it had before."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopSignals(CONFIG):
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_another_thread_serves_without_signals():
+    """Outside the main thread no handler is set and no deadline ends the process."""
+    seen = []
+
+    def enter():
+        with StopSignals(CONFIG) as entered:
+            entered.phase_changed(Phase.CANCELLING)
+            seen.append((signal.getsignal(signal.SIGTERM), entered.deadline))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join(10)
+    assert seen == [(before, None)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signals_are_told_in_the_loop(signals, number):
+    """Each signal is told in the event loop, with its count."""
+    send, receive = trio.open_memory_channel(10)
+    signals.attach(trio.lowlevel.current_trio_token(), send.send_nowait)
+    with trio.fail_after(5):
+        signal.raise_signal(number)
+        assert await receive.receive() == 1
+        signal.raise_signal(number)
+        assert await receive.receive() == 2
+
+
+async def test_signals_before_the_loop_are_told_then(signals):
+    """Signals that came before there was an event loop are not lost."""
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    told = []
+    signals.attach(trio.lowlevel.current_trio_token(), told.append)
+    assert told == [1, 2]
+
+
+def test_signal_after_the_loop(signals):
+    """A signal that comes when the event loop has ended does nothing."""
+
+    async def attach():
+        signals.attach(trio.lowlevel.current_trio_token(), lambda count: None)
+
+    trio.run(attach)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_imports_are_interrupted(signals):
+    """While the application is imported a signal raises KeyboardInterrupt, and not after."""
+    with pytest.raises(KeyboardInterrupt), signals.interrupting():
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("phase", [Phase.SERVING, Phase.DRAINING])
+def test_first_signal_while_serving(signals, phase):
+    """The first signal leaves the graceful and the hard timeout."""
+    signals.phase_changed(phase)
+    signal.raise_signal(signal.SIGTERM)
+    assert seconds_left(signals) == 1500
+
+
+def test_first_signal_while_starting(signals):
+    """A start is cancelled at once, so the first signal leaves the hard timeout."""
+    signal.raise_signal(signal.SIGTERM)
+    assert seconds_left(signals) == 500
+
+
+def test_second_signal(signals):
+    """The second signal leaves the hard timeout."""
+    signals.phase_changed(Phase.SERVING)
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert seconds_left(signals) == 500
+
+
+def test_cancelling(signals):
+    """From the moment of cancelling the hard timeout is left, whoever cancelled."""
+    signals.phase_changed(Phase.CANCELLING)
+    assert seconds_left(signals) == 500
+
+
+def test_stopping(signals):
+    """When every handler has ended, lifespan.shutdown has its own timeout, and the hard one."""
+    signals.phase_changed(Phase.SERVING)
+    signal.raise_signal(signal.SIGTERM)
+    signals.phase_changed(Phase.STOPPING)
+    assert seconds_left(signals) == 3500
+
+
+def test_first_signal_while_stopping(signals):
+    """A first signal during lifespan.shutdown changes nothing."""
+    signals.phase_changed(Phase.STOPPING)
+    signal.raise_signal(signal.SIGTERM)
+    assert seconds_left(signals) == 3500
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        lambda signals: signals.phase_changed(Phase.CANCELLING),
+        lambda signals: signals.phase_changed(Phase.STOPPING),
+        lambda signals: signal.raise_signal(signal.SIGTERM),
+    ],
+)
+def test_final_deadline_is_never_put_off(signals, later):
+    """After a cancel neither a phase nor another signal lengthens the deadline."""
+    signals.phase_changed(Phase.CANCELLING)
+    deadline = signals.deadline
+    later(signals)
+    assert signals.deadline == deadline
+
+
+def test_disarmed(signals):
+    """Once the event loop has returned there is no deadline."""
+    signals.phase_changed(Phase.CANCELLING)
+    signals.disarm()
+    assert signals.deadline is None
+
+
+ENDLESS = """
+import signal, sys, time
+from trioserve.config import Config
+from trioserve.observer import Phase
+from trioserve.process.signals import StopSignals
+
+with StopSignals(Config(timeout_graceful_shutdown=0.1, timeout_hard_shutdown=0.1)) as signals:
+    signals.phase_changed(Phase.SERVING)
+    {prelude}
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("prelude", ["pass", "sys.stderr.close()"])
+def test_hard_deadline_ends_a_blocked_process(tmp_path, prelude):
+    """At the hard deadline the process ends with exit code 1 and its stacks, whatever became of sys.stderr."""
+    program = finish("-c", ENDLESS.format(prelude=prelude), cwd=tmp_path)
+    assert program.process.returncode == 1
+    assert "most recent call first" in program.errors
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_stderr_without_a_descriptor(monkeypatch, stream):
+    """Where sys.stderr has no descriptor the process's first standard error is used."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with StopSignals(CONFIG) as signals:
+        signals.phase_changed(Phase.CANCELLING)
+        signals.disarm()
+
+
+def test_no_stderr_at_all(monkeypatch):
+    """Without any standard error the deadline holds all the same, and no descriptor is left behind."""
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "__stderr__", None)
+    before = open_descriptors()
+    with StopSignals(CONFIG) as signals:
+        signals.phase_changed(Phase.CANCELLING)
+        assert seconds_left(signals) == 500
+        signals.disarm()
+    assert open_descriptors() == before
