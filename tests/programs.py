@@ -62,6 +62,7 @@ class Program:
         self.errors = ""
         self.output = ""
         self._news = threading.Condition()
+        self._open = 2  # streams that can still bring something
         self._threads = [threading.Thread(target=self._read_errors), threading.Thread(target=self._read_output)]
         for thread in self._threads:
             thread.start()
@@ -71,17 +72,25 @@ class Program:
             with self._news:
                 self.errors += line
                 self._news.notify_all()
+        self._end_stream()
 
     def _read_output(self) -> None:
         for line in self.process.stdout:
             with self._news:
                 self.output += line
                 self._news.notify_all()
+        self._end_stream()
+
+    def _end_stream(self) -> None:
+        with self._news:
+            self._open -= 1
+            self._news.notify_all()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait until the program has printed something, on either stream."""
         with self._news:
-            found = self._news.wait_for(lambda: re.search(pattern, self.errors + self.output), PATIENCE)
+            self._news.wait_for(lambda: self._open == 0 or re.search(pattern, self.errors + self.output), PATIENCE)
+            found = re.search(pattern, self.errors + self.output)
         assert found, f"{pattern!r} did not come:\n{self.errors}\n{self.output}"
         return found
 

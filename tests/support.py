@@ -131,9 +131,7 @@ class Client:
         assert isinstance(event, h11.EndOfMessage), event
         if self.h11.our_state is h11.DONE and self.h11.their_state is h11.DONE:
             self.h11.start_next_cycle()
-        return Answer(
-            head.status_code, dict(head.headers), body, dict(event.headers), head.http_version, informational
-        )
+        return Answer(head.status_code, dict(head.headers), body, dict(event.headers), head.http_version, informational)
 
     async def raw(self, data: bytes) -> None:
         await self.stream.send_all(data)

@@ -10,7 +10,7 @@ import pytest
 from trioserve.config import Config
 from trioserve.errors import MessageError, ProtocolError
 from trioserve.wire.codec import Head
-from trioserve.wire.codec_h11 import H11Codec
+from trioserve.wire.codec_h11 import H11Codec, HeadCache
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
@@ -20,7 +20,7 @@ HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def make_codec(**options: int) -> H11Codec:
-    return H11Codec(Config.from_plain(options))
+    return H11Codec(Config.from_plain(options), HeadCache())
 
 
 def read(data: bytes, **options: int) -> tuple[H11Codec, Head]:
@@ -340,3 +340,36 @@ def test_an_unread_body_is_in_the_way_of_the_next_request() -> None:
     codec.end(())
     assert not codec.can_reuse
     assert codec.keeps_alive
+
+
+# Heads that are kept
+
+
+def test_a_head_that_was_checked_is_kept() -> None:
+    """The same response head is checked once, in whatever list it comes."""
+    heads = HeadCache()
+    assert heads.get(h11.Response, 200, [(b"a", b"b")]) is heads.get(h11.Response, 200, ((b"a", b"b"),))
+
+
+@pytest.mark.parametrize(("status", "headers"), [(201, [(b"a", b"b")]), (200, [(b"A", b"b")]), (200, [])])
+def test_another_head_is_another(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    """A head that differs in anything is not mistaken for one that is kept."""
+    heads = HeadCache()
+    assert heads.get(h11.Response, 200, [(b"a", b"b")]) is not heads.get(h11.Response, status, headers)
+
+
+def test_only_so_many_heads_are_kept() -> None:
+    """An application that says something new each time does not fill the memory."""
+    heads = HeadCache()
+    first = heads.get(h11.Response, 200, [])
+    for number in range(HeadCache.LIMIT):
+        heads.get(h11.Response, 200, [(b"a", b"%d" % number)])
+    assert heads.get(h11.Response, 200, []) is not first
+
+
+def test_a_wrong_head_is_not_kept() -> None:
+    """A head that HTTP forbids is refused each time."""
+    heads = HeadCache()
+    for _ in range(2):
+        with pytest.raises(h11.LocalProtocolError):
+            heads.get(h11.Response, 200, [(b"a", b"b\n")])

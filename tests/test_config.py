@@ -110,10 +110,10 @@ def test_extra_headers_are_read_from_the_header_option():
 @pytest.mark.parametrize(
     ("name", "value", "expects"),
     [
-        ("port", -1, "port must be a whole number of at least 0, not -1"),
-        ("port", True, "port must be a whole number of at least 0, not True"),
-        ("port", "80", "port must be a whole number of at least 0, not '80'"),
-        ("port", 8000.0, "port must be a whole number of at least 0, not 8000.0"),
+        ("port", -1, "port must be a whole number from 0 to 65535, not -1"),
+        ("port", True, "port must be a whole number from 0 to 65535, not True"),
+        ("port", "80", "port must be a whole number from 0 to 65535, not '80'"),
+        ("port", 8000.0, "port must be a whole number from 0 to 65535, not 8000.0"),
         ("port", 65536, "port must be a whole number from 0 to 65535, not 65536"),
         ("host", None, "host must be a text, not None"),
         ("host", b"x", "host must be a text, not b'x'"),
@@ -123,7 +123,16 @@ def test_extra_headers_are_read_from_the_header_option():
         ("bind", {"a:1"}, "bind must be a list of texts, not {'a:1'}"),
         ("bind", [80], "bind must be a text, not 80"),
         ("bind", ["x"], "bind must be HOST:PORT, [v6]:PORT, unix:PATH or fd:N, not 'x'"),
-        ("uds_permissions", -1, "uds_permissions must be an octal number such as 660, not -1"),
+        (
+            "uds_permissions",
+            -1,
+            "uds_permissions must be an octal number such as 660 (0o660 in TOML), at most 777, not -1",
+        ),
+        (
+            "uds_permissions",
+            660,
+            "uds_permissions must be an octal number such as 660 (0o660 in TOML), at most 777, not 660",
+        ),
         ("factory", 1, "factory must be true or false, not 1"),
         ("lifespan", "maybe", "lifespan must be one of auto, on, off, not 'maybe'"),
         ("root_path", "api", "root_path must begin with a slash, or be empty, not 'api'"),
@@ -214,7 +223,8 @@ def test_insecure_bind_is_plain_and_beside_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("prot", "; did you mean 'port'?"), ("ssl_certfiles", "; did you mean 'ssl_certfile'?"), ("zzz", "")]
+    ("name", "hint"),
+    [("prot", "; did you mean 'port'?"), ("ssl_certfiles", "; did you mean 'ssl_certfile'?"), ("zzz", "")],
 )
 def test_an_unknown_option_is_refused_with_the_nearest_name(name, hint):
     """from_plain and replace refuse a name that is none of ours, and offer a near one if there is one."""
@@ -266,10 +276,14 @@ def test_an_option_is_read_from_text(name, text, value):
 @pytest.mark.parametrize(
     ("name", "text", "expects"),
     [
-        ("port", "x", "port must be a whole number of at least 0, not 'x'"),
-        ("port", "none", "port must be a whole number of at least 0, not 'none'"),
+        ("port", "x", "port must be a whole number from 0 to 65535, not 'x'"),
+        ("port", "none", "port must be a whole number from 0 to 65535, not 'none'"),
         ("factory", "maybe", "factory must be true or false, not 'maybe'"),
-        ("uds_permissions", "999", "uds_permissions must be an octal number such as 660, not '999'"),
+        (
+            "uds_permissions",
+            "999",
+            "uds_permissions must be an octal number such as 660 (0o660 in TOML), at most 777, not '999'",
+        ),
         ("timeout_write", "soon", "timeout_write must be a number of seconds above 0, not 'soon'"),
         ("timeout_write", "nan", "timeout_write must be a number of seconds above 0, not nan"),
         ("bind", "a:1,b", "bind must be HOST:PORT, [v6]:PORT, unix:PATH or fd:N, not 'b'"),
@@ -303,6 +317,7 @@ def _values(one: Option) -> st.SearchStrategy:
         "root_path": st.text().map(lambda text: "/" + text) | st.just(""),
         "ssl_context_factory": st.just("module:name"),
         "port": st.integers(0, 65535),
+        "uds_permissions": st.integers(0, 0o777),
     }
     if one.name in checked:
         value = checked[one.name]
@@ -323,9 +338,11 @@ def _values(one: Option) -> st.SearchStrategy:
 
 PLAIN = st.fixed_dictionaries({}, optional={one.name: _values(one) for one in options()}).map(
     # The TLS options have conditions on each other, which have tests of their own.
-    lambda values: values | {"ssl_certfile": "c", "ssl_ca_certs": "a"}
-    if any(name.startswith("ssl_") for name in values)
-    else values
+    lambda values: (
+        values | {"ssl_certfile": "c", "ssl_ca_certs": "a"}
+        if any(name.startswith("ssl_") for name in values)
+        else values
+    )
 )
 
 
@@ -356,7 +373,8 @@ def test_to_plain_is_fresh_each_time():
 
 
 def test_config_holds_nothing_but_plain_values():
-    """No field can hold an SSLContext, a socket, a logger or a callable: every one is a text, a number, a truth or none."""
+    """No field can hold an SSLContext, a socket, a logger or a callable: every one is a text, a number, a truth or
+    none."""
     plain = {str, int, float, bool, types.NoneType}
 
     def kinds(annotation):

@@ -73,7 +73,8 @@ async def test_lifespan_scope_and_messages(autojump_clock):
 
 
 async def test_auto_serves_an_application_that_refuses_lifespan(autojump_clock, caplog):
-    """With auto an application that raises before it received anything is served without lifespan, and the log says so."""
+    """With auto an application that raises before it received anything is served without lifespan, and the log says
+    so."""
 
     async def refuse(scope, receive, send):
         raise NotImplementedError("no lifespan here")
@@ -91,10 +92,6 @@ async def test_auto_serves_an_application_that_refuses_lifespan(autojump_clock, 
 async def test_auto_names_an_error_without_a_text_by_its_type(autojump_clock, caplog):
     """An exception without arguments is named by its type alone."""
 
-    async def refuse(scope, receive, send):
-        assert scope["type"] == "http", ""
-        raise AssertionError
-
     caplog.set_level(logging.INFO, "trioserve")
 
     async def bare(scope, receive, send):
@@ -102,8 +99,7 @@ async def test_auto_names_an_error_without_a_text_by_its_type(autojump_clock, ca
 
     async with memory_server(lifespan_app(bare)) as server:
         assert await get(server) == b"Hi"
-    assert "which the application refused: ValueError" in caplog.messages[0]
-    assert caplog.messages[0].endswith("ValueError")
+    assert caplog.messages[0] == "serving without lifespan, which the application refused: ValueError"
 
 
 async def test_auto_serves_an_application_that_ignores_lifespan(autojump_clock):
@@ -356,9 +352,8 @@ async def test_keyboard_interrupt_in_the_lifespan_passes(autojump_clock):
         await receive()
         raise KeyboardInterrupt
 
-    with nothing_left():
-        with pytest.raises(BaseExceptionGroup) as caught:
-            await serve(lifespan_app(interrupted), listeners=[MemoryListener()])
+    with nothing_left(), pytest.raises(BaseExceptionGroup) as caught:
+        await serve(lifespan_app(interrupted), listeners=[MemoryListener()])
     assert caught.group_contains(KeyboardInterrupt)
     assert caught.value.split(KeyboardInterrupt)[1] is None
 
@@ -371,10 +366,9 @@ async def test_a_failed_start_up_makes_no_handle(autojump_clock):
         raise ValueError("no")
 
     recorder = Recorder()
-    with nothing_left():
-        with pytest.raises(ExceptionGroup) as caught:
-            async with memory_server(lifespan_app(broken), recorder=recorder):
-                pytest.fail("there is a handle")
+    with nothing_left(), pytest.raises(ExceptionGroup) as caught:
+        async with memory_server(lifespan_app(broken), recorder=recorder):
+            pytest.fail("there is a handle")
     assert caught.group_contains(LifespanError, match="no$")
     assert recorder.phases == [Phase.STARTING, Phase.STOPPING, Phase.STOPPED]
 
@@ -500,20 +494,19 @@ async def test_a_lifespan_that_ends_while_serving_drains_and_fails(autojump_cloc
         await trio.sleep(5)
         await send_text(send, "finished")
 
-    with nothing_left():
-        with pytest.raises(ExceptionGroup) as caught:
-            async with memory_server(app, recorder=recorder) as server, trio.open_nursery() as nursery:
-                client = await server.connect()
+    with nothing_left(), pytest.raises(ExceptionGroup) as caught:
+        async with memory_server(app, recorder=recorder) as server, trio.open_nursery() as nursery:
+            client = await server.connect()
 
-                @nursery.start_soon
-                async def stop():
-                    await begun.wait()
-                    end.set()
+            @nursery.start_soon
+            async def stop():
+                await begun.wait()
+                end.set()
 
-                answer = await client.get()
-                assert answer.body == b"finished"
-                assert answer.headers[b"connection"] == b"close"
-                await trio.sleep(1)
+            answer = await client.get()
+            assert answer.body == b"finished"
+            assert answer.headers[b"connection"] == b"close"
+            await trio.sleep(1)
     (error,) = caught.value.exceptions
     assert isinstance(error, LifespanError)
     what = "raised while serving: ValueError: lost the database" if raises else "returned while serving"
@@ -585,13 +578,12 @@ async def test_shutdown_has_a_deadline(autojump_clock):
         await receive()
         await trio.sleep_forever()
 
-    with nothing_left():
-        with pytest.raises(ExceptionGroup) as caught:
-            async with trio.open_nursery() as nursery:
-                start = partial(serve, lifespan_app(endless), listeners=[listener], timeout_shutdown=4)
-                server = await nursery.start(start)
-                began = trio.current_time()
-                server.shutdown()
+    with nothing_left(), pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            start = partial(serve, lifespan_app(endless), listeners=[listener], timeout_shutdown=4)
+            server = await nursery.start(start)
+            began = trio.current_time()
+            server.shutdown()
     (error,) = caught.value.exceptions
     assert isinstance(error, LifespanError)
     assert str(error) == "the application did not shut down within 4 s"
@@ -629,7 +621,8 @@ async def test_returning_after_shutdown_without_an_answer_is_fine(autojump_clock
 
 
 @pytest.mark.parametrize(
-    ("message", "text"), [({"message": "x\nno\n"}, "no"), ({}, "it gave no reason"), ({"message": ""}, "it gave no reason")]
+    ("message", "text"),
+    [({"message": "x\nno\n"}, "no"), ({}, "it gave no reason"), ({"message": ""}, "it gave no reason")],
 )
 async def test_shutdown_failed_is_an_error(autojump_clock, message, text):
     """lifespan.shutdown.failed makes serve() raise, with the last line of its message."""

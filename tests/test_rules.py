@@ -63,6 +63,8 @@ WRONG_HEADS = {
     "HTTP/2.0": (b"GET / HTTP/2.0\r\n\r\n", 505),
     "HTTP/1.2": (b"GET / HTTP/1.2\r\n\r\n", 505),
     "HTTP/0.9 spelled out": (b"GET / HTTP/0.9\r\n\r\n", 505),
+    "a repeated length": (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nCONTENT-LENGTH: 5\r\n\r\n", 400),
+    "a listed length": (b"GET / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", 400),
     "too many fields": (b"GET / HTTP/1.1\r\nA: 1\r\nA: 2\r\nA: 3\r\nA: 4\r\n\r\n", 431),
 }
 
@@ -81,6 +83,7 @@ def test_a_wrong_head_is_refused(name: str) -> None:
     [
         b"GET / HTTP/1.1\r\n\r\n",
         b"M-SEARCH * HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 5\r\nA: 1, 2\r\nX-Content-Length: 5\r\n\r\n",
         b"GET /%20?a=b&c HTTP/1.1\r\nA: 1\r\nA: \xe4\tb\r\nA:\r\n\r\n",
     ],
 )

@@ -59,5 +59,6 @@ def parse_bind(text: str) -> Bind:
 
 
 def _is_number(text: str) -> bool:
-    # isdigit() alone also takes digits of other scripts, and superscripts that int() refuses.
-    return text.isascii() and text.isdigit()
+    # isdigit() alone also takes digits of other scripts, and superscripts that int() refuses, as it does thousands of
+    # digits.
+    return text.isascii() and text.isdigit() and len(text) < 10

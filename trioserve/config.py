@@ -49,12 +49,13 @@ def _check_root_path(text: str) -> None:
 class Config:
     """The options of a server. Names, defaults and units are the command line's.
 
-    Only the command line and ``run()`` read the environment and files; ``Config(...)`` never does. Raises ConfigError for a
+    Only the command line and ``run()`` read the environment and files; ``Config(...)`` never does. Raises ConfigError
+    for a
     value an option cannot take.
     """
 
     host: str = option("127.0.0.1", Group.WHERE, "Address or name to listen on; a name may mean several addresses.")
-    port: int = option(8000, Group.WHERE, "TCP port; 0 lets the system choose.", minimum=0)
+    port: int = option(8000, Group.WHERE, "TCP port; 0 lets the system choose.", minimum=0, maximum=65535)
     uds: str | None = option(None, Group.WHERE, "Listen on this unix socket instead of host and port.", metavar="PATH")
     fd: int | None = option(
         None, Group.WHERE, "Listen on this inherited descriptor instead of host and port.", minimum=0, metavar="N"
@@ -75,6 +76,7 @@ class Config:
         Group.WHERE,
         "Mode of unix sockets in octal, such as 660; default: by the umask.",
         minimum=0,
+        maximum=0o777,
         octal=True,
         metavar="MODE",
     )
@@ -175,8 +177,6 @@ class Config:
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.port > 65535:
-            raise ConfigError(f"port must be a whole number from 0 to 65535, not {self.port}")
         if self.ssl_certfile is None and self.ssl_context_factory is None:
             for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
                 if getattr(self, name) is not None:
@@ -216,8 +216,7 @@ class Config:
     def to_plain(self) -> PlainValues:
         """Every option by name, as values that JSON can carry."""
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
 
     @classmethod

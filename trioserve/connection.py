@@ -12,8 +12,9 @@ import trio
 from .context import ServerContext
 from .exchange import Address, Endpoint
 from .logs import log_application_error, server_log
-from .net.socket_transport import SUPPORTED as REACTOR_SUPPORTED
-from .net.socket_transport import Reactor, SocketTransport
+from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
+from .net.reactor import Reactor
+from .net.socket_transport import SocketTransport
 from .net.stream_transport import StreamTransport
 from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
 from .wire.codec_h11 import H11Codec, HeadCache
@@ -26,7 +27,8 @@ GOODBYE_PATIENCE = 1.0
 class Connections:
     """What makes served connections of streams: all that the connections of one server share.
 
-    ``tls`` is replaced as a whole when certificates change; handshakes take what is there. ``run`` must run in a task of its
+    ``tls`` is replaced as a whole when certificates change; handshakes take what is there. ``run`` must run in a task
+    of its
     own, for as long as any connection does.
     """
 
@@ -77,8 +79,8 @@ class Connections:
         transport = self._make_transport(stream)
         connection = HTTP11Connection(transport, H11Codec(server.config, self._heads), endpoint, server)
         try:
-            # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it. So
-            # the application runs in a child task, and what comes out of that ends here.
+            # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it.
+            # So the application runs in a child task, and what comes out of that ends here.
             async with trio.open_nursery() as nursery:
 
                 async def run() -> None:

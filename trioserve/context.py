@@ -97,4 +97,4 @@ def _choose_max_requests(config: Config) -> int | None:
     if config.limit_max_requests is None:
         return None
     # Workers that were started together must not all stop together.
-    return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
+    return config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)  # noqa: S311 - no secret

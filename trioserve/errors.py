@@ -23,7 +23,9 @@ class AppLoadError(StartupError):
 
 
 class BindError(StartupError, OSError):
-    """An address cannot be bound or listened on; ``errno`` is the operating system's, ``address`` what was asked for."""
+    """An address cannot be bound or listened on; ``errno`` is the operating system's, ``address`` what was asked
+    for.
+    """
 
     def __init__(self, errno: int | None, reason: str, address: str) -> None:
         # OSError fills errno and strerror only from two positional arguments.

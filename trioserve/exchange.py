@@ -78,18 +78,22 @@ class Exchange(Protocol):
     @property
     def status(self) -> int | None:
         """None until the final response head is handed over."""
+        ...
 
     @property
     def ended(self) -> bool:
         """The response is complete or was aborted."""
+        ...
 
     @property
     def has_left(self) -> bool:
         """The client is known to be gone; asking never waits."""
+        ...
 
     @property
     def can_send_files(self) -> bool:
         """Whether send_file hands the file to the kernel, without a copy through this process."""
+        ...
 
     async def receive_body(self) -> tuple[bytes, bool]:
         """Return (piece, more).
@@ -97,23 +101,32 @@ class Exchange(Protocol):
         Returns without a checkpoint when a piece is there; sends 100 when it must wait and the client waits for it
         (RFC 9110 §10.1.1). Raises ClientDisconnected when the body can no longer become complete.
         """
+        ...
 
     async def wait_disconnect(self) -> None:
         """Return once the client is gone or the exchange has ended; without a checkpoint if so. Any number may wait."""
+        ...
 
     async def send_informational(self, status: int, headers: Headers) -> None: ...
 
     async def send_response(self, response: Response) -> None:
         """Hand over the head. It leaves with the first piece of the body, in one write."""
+        ...
 
     async def send_body(self, data: bytes, more: bool) -> None:
         """Send a piece; an empty one with ``more`` sends the head alone."""
+        ...
 
     async def send_file(self, file: int, offset: int, count: int, more: bool) -> None:
-        """Send ``count`` bytes of an open descriptor from ``offset``; the descriptor may be closed when this returns."""
+        """Send ``count`` bytes of an open descriptor from ``offset``; the descriptor may be closed when this
+        returns.
+        """
+        ...
 
     async def send_trailers(self, headers: Headers) -> None:
         """End a message whose Response had ``trailers``."""
+        ...
 
     def abort(self) -> None:
         """The response cannot be completed: close without the last chunk."""
+        ...

@@ -36,6 +36,7 @@ def option(
     help: str,
     *,
     minimum: float | None = None,
+    maximum: int | None = None,
     above: float | None = None,
     metavar: str | None = None,
     octal: bool = False,
@@ -43,7 +44,8 @@ def option(
 ) -> T:
     """Declare a field of Config.
 
-    ``minimum`` is the least number it takes, ``above`` one it must exceed; ``check`` raises ConfigError for a bad text.
+    ``minimum`` and ``maximum`` are the least and the greatest number it takes, ``above`` one it must exceed;
+    ``check`` raises ConfigError for a bad text.
     """
     made: T = field(
         default=default,
@@ -51,6 +53,7 @@ def option(
             "group": group,
             "help": help,
             "minimum": minimum,
+            "maximum": maximum,
             "above": above,
             "metavar": metavar,
             "octal": octal,
@@ -64,7 +67,8 @@ def option(
 class Option:
     """What is known of one option.
 
-    ``kind`` is the type of its value, or of one of its values when ``repeatable``; ``choices`` is empty unless the option
+    ``kind`` is the type of its value, or of one of its values when ``repeatable``; ``choices`` is empty unless the
+    option
     takes one of a few words; ``optional`` options take None, written ``none`` in text.
     """
 
@@ -77,6 +81,7 @@ class Option:
     repeatable: bool = False
     choices: tuple[str, ...] = ()
     minimum: float | None = None
+    maximum: int | None = None
     above: float | None = None
     metavar: str | None = None
     octal: bool = False
@@ -96,6 +101,7 @@ class Option:
             repeatable=repeatable,
             choices=choices,
             minimum=data["minimum"],
+            maximum=data["maximum"],
             above=data["above"],
             metavar=data["metavar"],
             octal=data["octal"],
@@ -123,7 +129,9 @@ class Option:
         return self.check(self._from_text(text))
 
     def check(self, value: object) -> AnyValue:
-        """Return the value as the field holds it (a list becomes a tuple, a whole number a float); raises ConfigError."""
+        """Return the value as the field holds it (a list becomes a tuple, a whole number a float); raises
+        ConfigError.
+        """
         if self.repeatable:
             if isinstance(value, str) or not isinstance(value, list | tuple):
                 raise self._wrong(value, "a list of texts")
@@ -134,7 +142,10 @@ class Option:
 
     def _check_one(self, value: object) -> object:
         if self.kind is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise self._wrong(value, self.expects) from None
         # bool is a subclass of int, and `port = true` in a file is a mistake.
         if type(value) is not self.kind:
             raise self._wrong(value, self.expects)
@@ -148,9 +159,10 @@ class Option:
 
     def _in_range(self, number: float) -> bool:
         # Written this way round so that NaN, which compares false with everything, is refused.
-        low_enough = self.minimum is None or number >= self.minimum
+        high_enough = self.minimum is None or number >= self.minimum
+        low_enough = self.maximum is None or number <= self.maximum
         above_enough = self.above is None or number > self.above
-        return low_enough and above_enough and number == number
+        return high_enough and low_enough and above_enough and number == number
 
     def _from_text(self, text: str) -> object:
         if self.kind is bool:
@@ -170,9 +182,11 @@ class Option:
         if self.kind is bool:
             return "true or false"
         if self.octal:
-            return "an octal number such as 660"
+            return f"an octal number such as 660 (0o660 in TOML), at most {self.maximum:o}"
         words = {int: "a whole number", float: "a number of seconds", str: "a text"}[self.kind]
-        if self.minimum is not None:
+        if self.maximum is not None:
+            words += f" from {self.minimum} to {self.maximum}"
+        elif self.minimum is not None:
             words += f" of at least {self.minimum:g}"
         if self.above is not None:
             words += f" above {self.above:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import trio
 
@@ -11,7 +12,7 @@ from .config import Config
 from .connection import Connections
 from .context import ServerContext
 from .drain import DrainKind
-from .errors import BindError
+from .errors import AppLoadError, BindError
 from .metrics import Statistics, take_statistics
 from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all, bind_all
 from .net.tls import TLS, load_tls
@@ -46,7 +47,8 @@ class Server:
     def shutdown(self, grace: float | None = None) -> None:
         """Begin to stop: accept nothing more, let running requests finish, then let ``serve()`` return.
 
-        ``grace``: seconds after which what still runs is cancelled; None means ``timeout_graceful_shutdown``. May be called
+        ``grace``: seconds after which what still runs is cancelled; None means ``timeout_graceful_shutdown``. May be
+        called
         again with a shorter grace. Does not wait; call it from Trio's thread.
         """
         if grace is not None:
@@ -69,9 +71,7 @@ class Server:
         self._context.observer.phase_changed(Phase.CANCELLING)
         self._connections.cancel()
 
-    async def run(
-        self, listeners: Sequence[Listener], tls: TLS | None, task_status: trio.TaskStatus[Server]
-    ) -> None:
+    async def run(self, listeners: Sequence[Listener], tls: TLS | None, task_status: trio.TaskStatus[Server]) -> None:
         """Accept and serve until the drain has ended. Raises what a listener of another make raises."""
         async with trio.open_nursery() as services:
             connections = Connections(self._context, tls)
@@ -85,7 +85,11 @@ class Server:
                             accepting.start_soon(_accept, listener, connections, nursery)
                         self._context.observer.phase_changed(Phase.SERVING)
                         task_status.started(self)
-                        await self._drain_began.wait()
+                        try:
+                            await self._drain_began.wait()
+                        finally:
+                            if not self._drain_began.is_set():
+                                self._context.observer.phase_changed(Phase.CANCELLING)
                         accepting.cancel_scope.cancel()
                     await aclose_all(listeners)
             finally:
@@ -120,7 +124,8 @@ async def serve(
     ``await nursery.start(partial(trioserve.serve, app, port=0))`` returns a Server once the application has started and
     connections are accepted.
 
-    config: a Config, or None for the defaults; ``options`` are fields of Config and go before it. Nothing is read from the
+    config: a Config, or None for the defaults; ``options`` are fields of Config and go before it. Nothing is read
+    from the
         environment or from files but certificates.
     sockets: bound stream sockets to serve on; they speak TLS if ``ssl_certfile`` is given.
     listeners: any Trio listeners; their streams are served as they come, without TLS of ours.
@@ -164,10 +169,13 @@ async def serve_observed(
         own += await bind_all(config, given, bind_default=not (own or given))
         await _serve_started(app, config, own, tls, observer, task_status)
     finally:
-        await aclose_all(own)
+        # First what needs no checkpoint, which a cancellation could cut; bind_all may not have been reached.
         for one in given:
             one.close()
-        observer.phase_changed(Phase.STOPPED)
+        try:
+            await aclose_all(own)
+        finally:
+            observer.phase_changed(Phase.STOPPED)
 
 
 async def _serve_started(
@@ -195,8 +203,8 @@ async def _serve_started(
                     failure = error
                 else:
                     await Server(context, listeners).run(listeners, tls, task_status)
-                observer.phase_changed(Phase.STOPPING)
         finally:
+            observer.phase_changed(Phase.STOPPING)
             await lifespan.shutdown()
     # Here and not above, where the nursery would wrap it in a group.
     if failure is not None:
@@ -215,8 +223,10 @@ async def serve_stream(
 ) -> None:
     """Serve the HTTP requests of one connection on any stream, until it closes; then close the stream.
 
-    There is no lifespan: ``state`` is what each request's scope gets a copy of. The stream is served as it comes, without
-    TLS of ours; ``config`` and ``options`` as for serve(). Raises ConfigError; an error of the application is logged, one of
+    There is no lifespan: ``state`` is what each request's scope gets a copy of. The stream is served as it comes,
+    without
+    TLS of ours; ``config`` and ``options`` as for serve(). Raises ConfigError; an error of the application is logged,
+    one of
     the client answered.
     """
     context = ServerContext(app, merge_options(config, options), observer=Observer())
@@ -237,5 +247,11 @@ def merge_options(config: Config | None, options: PlainValues) -> Config:
 
 
 def _call_factory(factory: AnyValue) -> ASGIApp:
-    app: ASGIApp = factory()
-    return app
+    try:
+        app: AnyValue = factory()
+    # Foreign code at start-up, like the import of an application: whatever it raises is why the server cannot start.
+    except Exception as error:
+        raise AppLoadError(f"the application factory raised {type(error).__name__}: {error}") from error
+    if not callable(app):
+        raise AppLoadError(f"the application factory must return an application, not {app!r}")
+    return cast("ASGIApp", app)

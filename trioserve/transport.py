@@ -33,16 +33,22 @@ class FilePiece:
 class Transport(Protocol):
     """A byte stream whose one reader can be woken with a reason, and which knows at once that its peer has left."""
 
-    on_left: Callable[[], None]
-    """Called once, by whichever task noticed that the client has left."""
+    has_waited: bool
+    """Set by a receive that suspended its task; whoever wants to know clears it before."""
+
+    def tell_when_left(self, tell: Callable[[], None]) -> None:
+        """Call this once, in whichever task notices that the peer has left. For one at a time."""
+        ...
 
     @property
     def has_left(self) -> bool:
         """The peer has closed its side, or the connection is lost. Bytes may still wait to be received."""
+        ...
 
     @property
     def is_broken(self) -> bool:
         """Nothing can be sent any more."""
+        ...
 
     @property
     def can_send_files(self) -> bool: ...
@@ -50,29 +56,38 @@ class Transport(Protocol):
     async def receive(self, deadline: float) -> bytes | Wake:
         """Return what has arrived, ``b""`` after the last byte, or why the wait ended before any.
 
-        Does not wait, and makes no checkpoint, if something is there. One task at a time. ``deadline`` is on Trio's clock.
+        Does not wait, and makes no checkpoint, if something is there. One task at a time. ``deadline`` is on Trio's
+        clock.
         """
+        ...
 
     async def send(self, data: bytes, stall: float) -> None:
         """Send all of it, whether this waits for that or not; ``stall`` is how long the peer may take nothing.
 
         Several tasks may send: pieces keep their order. Raises ClientDisconnected when the peer is gone or stalled.
         """
+        ...
 
     async def send_file(self, piece: FilePiece, stall: float) -> None:
         """As send, and returns when all of it is sent. Raises EOFError if the file is shorter than said."""
+        ...
 
     async def flush(self) -> None:
         """Wait until the peer's side has taken all that was sent. Raises ClientDisconnected."""
+        ...
 
     async def wait_left(self) -> None:
         """Wait until the peer has left or ``wake`` was called; whoever waits looks again. Any number may wait."""
+        ...
 
     def wake(self, reason: Wake) -> None:
         """End the reader's wait with this reason, and every wait_left."""
+        ...
 
     async def send_eof(self) -> None:
         """Say that no more will be sent, where the stream can; never raises."""
+        ...
 
     async def aclose(self, *, reset: bool = False) -> None:
         """Close within a second, whatever the peer does; with ``reset`` in a way it cannot mistake for an end."""
+        ...

@@ -26,29 +26,35 @@ async def handle_http(exchange: Exchange, server: ServerContext) -> bool:
     scope = build_http_scope(exchange, server.state, root_path=server.config.root_path, debug=observer.wants_debug)
     error: BaseException | None = None
     try:
-        await server.app(scope, call.receive, call.send)
-    except BaseException as raised:
-        error, passing = _sort(raised)
-        if passing is not None:
-            if error is not None:
-                _report(server, exchange, "exception in the application while it was cancelled", error)
-            raise passing from None
-    if error is None and (exchange.ended or call.is_complete):
-        return True
-    return await _make_up_for(exchange, server, error)
+        try:
+            await server.app(scope, call.receive, call.send)
+        except BaseException as raised:
+            error, passing = _sort(raised)
+            if passing is not None:
+                if error is not None:
+                    _report(server, exchange, "exception in the application while it was cancelled", error)
+                raise passing from None
+        if error is None and (exchange.ended or call.is_complete):
+            return True
+        return await _make_up_for(exchange, server, error)
+    finally:
+        # An error's trace holds this frame, so a local that holds the error would keep all frames of the application
+        # alive until the garbage collector comes, and with them generators whose ``finally`` is to run now.
+        error = passing = None
 
 
 async def _make_up_for(exchange: Exchange, server: ServerContext, error: BaseException | None) -> bool:
     """Log what went wrong and end the exchange."""
-    if error is not None and not _is_disconnect(error, exchange):
+    gave_up = exchange.has_left if error is None else _is_disconnect(error, exchange)
+    if error is not None and not gave_up:
         _report(server, exchange, "exception in the application", error)
-    elif not exchange.ended and not exchange.has_left:
+    elif not exchange.ended and not gave_up:
         what = "before its response was complete" if exchange.status is not None else "without a response"
         error = MessageError(f"the application returned {what}")
         _report(server, exchange, str(error), error)
     if exchange.ended:
         return error is None
-    if exchange.status is not None:
+    if (gave_up and exchange.has_left) or exchange.status is not None:
         exchange.abort()
         return False
     try:
@@ -75,7 +81,8 @@ def _sort(raised: BaseException) -> tuple[BaseException | None, BaseException | 
         return None, raised
     if isinstance(raised, BaseExceptionGroup):
         passing, error = raised.split(_PASSING)
-        return error, passing
+        # split() copies even a group of which nothing passes; the log and the observer get the application's own.
+        return (raised, None) if passing is None else (error, passing)
     return raised, None
 
 
@@ -83,9 +90,11 @@ def _is_disconnect(error: BaseException, exchange: Exchange) -> bool:
     """Whether the application merely let our own "nobody is there" through, alone or in groups."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect(one, exchange) for one in error.exceptions)
-    # Starlette turns the OSError of a send into its own ClientDisconnect, with ours as its context.
+    # Starlette raises its own ClientDisconnect: for the OSError of a send with ours as its context, for the
+    # http.disconnect of a receive (a broken upload) with nothing to tell it by but its name.
     return isinstance(error, ClientDisconnected) or (
-        exchange.has_left and isinstance(error.__context__, ClientDisconnected)
+        exchange.has_left
+        and (isinstance(error.__context__, ClientDisconnected) or type(error).__name__ == "ClientDisconnect")
     )
 
 

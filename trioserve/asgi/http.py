@@ -82,12 +82,13 @@ class HTTPCall:
         Raises MessageError for a message that is wrong, ClientDisconnected when nothing can reach the client.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        kind = read(message, "type", str)
+        kind = message.get("type")
         if kind == "http.response.body":
             self._expect(kind, _Expects.BODY)
             data = read_bytes(message, "body")
             more = bool(message.get("more_body", False))
-            await self._begin(None if more else len(data))
+            if self._response is not None:
+                await self._begin(self._response, None if more else len(data))
             self._moved_on(more)
             await self._exchange.send_body(data, more or self._has_trailers)
         elif kind == "http.response.start":
@@ -96,7 +97,7 @@ class HTTPCall:
             self._has_trailers = self._response.trailers
             self._expects = _Expects.BODY
         else:
-            await self._send_extension(kind, message)
+            await self._send_extension(read(message, "type", str), message)
 
     async def _send_extension(self, kind: str, message: Message) -> None:
         if kind == "http.response.trailers":
@@ -121,9 +122,8 @@ class HTTPCall:
         if self._expects is not expects:
             raise MessageError(f"expected {self._expects.value}, not {kind}")
 
-    async def _begin(self, length: int | None) -> None:
-        """Hand over the held head; ``length`` is that of the body if this piece is all of it."""
-        response = self._response
+    async def _begin(self, response: Response | None, length: int | None) -> None:
+        """Hand over the held head, if it still is; ``length`` is that of the body if this piece is all of it."""
         if response is None:
             return
         if length is not None and self._lacks_length(response):
@@ -155,7 +155,7 @@ class HTTPCall:
         # In a thread: opening can block for long on a cold or remote disk.
         file, size = await trio.to_thread.run_sync(open_regular_file, path)
         try:
-            await self._begin(size)
+            await self._begin(self._response, size)
             self._moved_on(more=False)
             await self._exchange.send_file(file, 0, size, self._has_trailers)
         finally:
@@ -164,6 +164,6 @@ class HTTPCall:
     async def _send_open_file(self, message: Message) -> None:
         file, offset, count = read_file(message)
         more = bool(message.get("more_body", False))
-        await self._begin(None if more else count)
+        await self._begin(self._response, None if more else count)
         self._moved_on(more)
         await self._exchange.send_file(file, offset, count, more or self._has_trailers)

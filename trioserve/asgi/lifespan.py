@@ -34,8 +34,10 @@ class _Step(Enum):
 class Lifespan:
     """The lifespan of one server.
 
-    ``run`` is its task; ``wait_started`` and ``shutdown`` are called by the server, in this order. ``error`` is what went
-    wrong at any time, once ``run`` has ended. ``state`` is what the application put there; ``base`` the context variables as
+    ``run`` is its task; ``wait_started`` and ``shutdown`` are called by the server, in this order. ``error`` is what
+    went
+    wrong at any time, once ``run`` has ended. ``state`` is what the application put there; ``base`` the context
+    variables as
     they were when start-up was complete.
     """
 
@@ -71,7 +73,7 @@ class Lifespan:
                 await self._app(scope, self._receive, self._send)
         except (KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the boundary round the lifespan; judged below
             raised = error
         finally:
             self._judge(raised)
@@ -99,7 +101,9 @@ class Lifespan:
         self._on_failure()
 
     async def wait_started(self) -> bool:
-        """Wait until the application has started; False if it failed, which ``error`` explains when ``run`` has ended."""
+        """Wait until the application has started; False if it failed, which ``error`` explains when ``run`` has
+        ended.
+        """
         with trio.move_on_after(self._config.timeout_startup):
             await self._settled.wait()
         if not self._settled.is_set():

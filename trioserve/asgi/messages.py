@@ -84,16 +84,20 @@ def read_file(message: Message) -> tuple[int, int, int]:
         raise MessageError(f"{_name(message)}: 'file' must be an open file with a descriptor, not {file!r}") from None
     if not stat.S_ISREG(info.st_mode):
         raise MessageError(f"{_name(message)}: 'file' must be a regular file, not {file!r}")
-    offset = message.get("offset")
+    offset = _read_number(message, "offset")
     if offset is None:
         offset = os.lseek(descriptor, 0, os.SEEK_CUR)
-    count = message.get("count")
+    count = _read_number(message, "count")
     if count is None:
         count = max(0, info.st_size - offset)
-    for key, value in (("offset", offset), ("count", count)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise MessageError(f"{_name(message)}: {key!r} must be a number of bytes, not {value!r}")
     return descriptor, offset, count
+
+
+def _read_number(message: Message, key: str) -> int | None:
+    value = message.get(key)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise MessageError(f"{_name(message)}: {key!r} must be a number of bytes, not {value!r}")
 
 
 def open_regular_file(path: str) -> tuple[int, int]:

@@ -1,16 +1,9 @@
-"""A Transport over a socket of ours on Linux: edge-triggered, without a task or a cancel scope of its own.
-
-Trio's sockets register with epoll for every single wait and cancel through a scope; that is more than half of what a small
-request costs. Here all connections of a server share one epoll of their own. A socket is registered once, for its life; one
-task waits for that epoll, through Trio, and reschedules the tasks whose sockets have news. The same events tell that a
-client has left while its handler runs.
-"""
+"""A Transport over a socket of ours on Linux, without a task, a cancel scope or a registration per wait."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import struct
 from collections import deque
@@ -22,16 +15,7 @@ import trio
 from ..clock import Clock
 from ..errors import ClientDisconnected, WriteTimeout
 from ..transport import READ_AHEAD, FilePiece, Wake
-
-# Other systems have no epoll; there nothing of this is used.
-_IN: int = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLET", 0)
-_IN_AND_OUT: int = _IN | getattr(select, "EPOLLOUT", 0)
-_RESET: int = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
-_LEFT: int = _RESET | getattr(select, "EPOLLRDHUP", 0)
-_READABLE: int = _LEFT | getattr(select, "EPOLLIN", 0)
-_WRITABLE: int = _RESET | getattr(select, "EPOLLOUT", 0)
-
-SUPPORTED = hasattr(select, "epoll")
+from .reactor import LEFT, READABLE, RESET, WRITABLE, Reactor
 
 RECEIVE_SIZE = 64 * 1024
 
@@ -46,50 +30,17 @@ FILE_PIECE = 256 * 1024
 def _nothing() -> None: ...
 
 
-class Reactor:
-    """The epoll of one server's sockets. ``run`` is its task; ``close`` it when every transport is closed."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._transports: dict[int, SocketTransport] = {}
-        self.modify = self._epoll.modify
-
-    def register(self, transport: SocketTransport) -> None:
-        self._epoll.register(transport.fileno, _IN)
-        self._transports[transport.fileno] = transport
-
-    def unregister(self, transport: SocketTransport) -> None:
-        del self._transports[transport.fileno]
-        self._epoll.unregister(transport.fileno)
-
-    # A KeyboardInterrupt between the poll and the last reschedule would lose events, which come only once.
-    @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        """Tell transports what has happened to their sockets, until cancelled."""
-        fileno = self._epoll.fileno()
-        while True:
-            await trio.lowlevel.wait_readable(fileno)
-            self.poll()
-
-    def poll(self) -> None:
-        """Look once, without waiting. What one look does not hold stays readable."""
-        for fileno, events in self._epoll.poll(0):
-            # No task runs between the poll and the last handle(), so no descriptor changes hands in between.
-            self._transports[fileno].handle(events)
-
-    def close(self) -> None:
-        self._epoll.close()
-
-
 class SocketTransport:
     """A Transport. Owns the socket, which must be a connected, non-blocking stream socket."""
 
     __slots__ = (
+        "_bytes_sent",
         "_file_is_going",
         "_has_reset",
         "_held",
         "_is_closed",
         "_left_lot",
+        "_on_left",
         "_out",
         "_out_lot",
         "_pieces_sent",
@@ -97,7 +48,6 @@ class SocketTransport:
         "_read_timer",
         "_readable",
         "_reader",
-        "_bytes_sent",
         "_socket",
         "_stall",
         "_stalled",
@@ -107,8 +57,8 @@ class SocketTransport:
         "_write_timer",
         "fileno",
         "has_left",
+        "has_waited",
         "is_broken",
-        "on_left",
     )
 
     can_send_files = True
@@ -123,10 +73,11 @@ class SocketTransport:
         self._wake_reason: Wake | None = None
         self._left_lot: trio.lowlevel.ParkingLot | None = None
         self._readable = True  # until recv says otherwise
+        self.has_waited = False
         self.has_left = False
         self.is_broken = False
         self._is_closed = False
-        self.on_left: Callable[[], None] = _nothing
+        self._on_left: Callable[[], None] = _nothing
         # What the kernel did not take, in order; bytes that a running file keeps back; who waits for it to get less.
         self._out: deque[bytes | memoryview] = deque()
         self._held: deque[bytes | memoryview] = deque()
@@ -142,23 +93,26 @@ class SocketTransport:
 
     def handle(self, events: int) -> None:
         """Take note of what the reactor has seen."""
-        if events & _READABLE:
+        if events & READABLE:
             self._readable = True
             if self._reader is not None:
                 self._wake_reader(None)
-        if events & _LEFT:
-            if events & _RESET:
+        if events & LEFT:
+            if events & RESET:
                 self.is_broken = True
             self._leave()
-        if events & _WRITABLE and self._wants_out:
+        if events & WRITABLE and self._wants_out:
             self._flush()
+
+    def tell_when_left(self, tell: Callable[[], None]) -> None:
+        self._on_left = tell
 
     def _leave(self) -> None:
         if not self.has_left:
             self.has_left = True
             self._wake_reader(None)
             _unpark(self._left_lot)
-            self.on_left()
+            self._on_left()
         if self.is_broken:
             self._drop_unsent()
 
@@ -197,6 +151,7 @@ class SocketTransport:
 
     async def _wait(self, deadline: float) -> Wake | None:
         self._pieces_sent = self._bytes_sent = 0  # whoever waits lets others run
+        self.has_waited = True
         self._reader = trio.lowlevel.current_task()
         self._read_timer.set(deadline)
         await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
@@ -236,24 +191,22 @@ class SocketTransport:
             self._out.append(data)
             self._unsent += len(data)
         else:
-            sent = self._send_now(data)
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._break()
+                raise ClientDisconnected("the client has left") from None
             if sent < len(data):
-                self._keep(memoryview(data)[sent:] if sent else data)
+                self._keep(memoryview(data)[sent:])
         if self._unsent > READ_AHEAD:
             await self._wait_for_room(READ_AHEAD)
         else:
-            await self._yield_sometimes(len(data))
-
-    def _send_now(self, data: bytes | memoryview) -> int:
-        """Offer bytes to the kernel; returns how many it took."""
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._break()
-            self._raise_if_broken()
-            return 0
+            self._pieces_sent += 1
+            self._bytes_sent += len(data)
+            if self._pieces_sent >= YIELD_AFTER_PIECES or self._bytes_sent >= YIELD_AFTER_BYTES:
+                await self._yield()
 
     def _keep(self, rest: bytes | memoryview) -> None:
         """Keep what the kernel did not take until it says that there is room."""
@@ -266,7 +219,7 @@ class SocketTransport:
         # Not for good: a unix socket would wake us for every read of its peer.
         if wants is not self._wants_out:
             self._wants_out = wants
-            self._reactor.modify(self.fileno, _IN_AND_OUT if wants else _IN)
+            self._reactor.want_out(self.fileno, wants)
 
     def _flush(self) -> None:
         """The kernel has room: give it what was kept."""
@@ -319,12 +272,9 @@ class SocketTransport:
         self._pieces_sent = self._bytes_sent = 0
         await self._out_lot.park()
 
-    async def _yield_sometimes(self, size: int) -> None:
-        self._pieces_sent += 1
-        self._bytes_sent += size
-        if self._pieces_sent >= YIELD_AFTER_PIECES or self._bytes_sent >= YIELD_AFTER_BYTES:
-            self._pieces_sent = self._bytes_sent = 0
-            await trio.lowlevel.checkpoint()
+    async def _yield(self) -> None:
+        self._pieces_sent = self._bytes_sent = 0
+        await trio.lowlevel.checkpoint()
 
     async def flush(self) -> None:
         await self._wait_for_room(0)
@@ -346,7 +296,6 @@ class SocketTransport:
         finally:
             self._file_is_going = False
             self._release_held(piece.after)
-        await self._yield_sometimes(FILE_PIECE)
 
     async def _send_file(self, piece: FilePiece) -> None:
         offset, end = piece.offset, piece.offset + piece.count

@@ -15,8 +15,8 @@ from ..clock import Clock
 from ..errors import ClientDisconnected, WriteTimeout
 from ..transport import READ_AHEAD, FilePiece, Wake
 
-# The largest piece that is written under one deadline: "took nothing for 30 s" can only be seen between pieces. Also what
-# sendfile sends at a time, as it blocks the whole loop on cold files.
+# The largest piece that is written under one deadline: "took nothing for 30 s" can only be seen between pieces. Also
+# what sendfile sends at a time, as it blocks the whole loop on cold files.
 PIECE = 256 * 1024
 
 CLOSE_PATIENCE = 1.0
@@ -29,7 +29,8 @@ def _nothing() -> None: ...
 
 
 class StreamTransport:
-    """A Transport. ``watch`` must run in a task of its own: it reads ahead, so that a client that leaves is noticed while
+    """A Transport. ``watch`` must run in a task of its own: it reads ahead, so that a client that leaves is noticed
+    while
     nobody reads.
     """
 
@@ -46,9 +47,10 @@ class StreamTransport:
         self._queue: deque[bytes | FilePiece] = deque()
         self._unsent = 0
         self._queue_lot = trio.lowlevel.ParkingLot()
+        self.has_waited = False
         self.has_left = False
         self.is_broken = False
-        self.on_left: Callable[[], None] = _nothing
+        self._on_left: Callable[[], None] = _nothing
 
     @property
     def can_send_files(self) -> bool:
@@ -70,13 +72,16 @@ class StreamTransport:
             self.is_broken = True
         self._leave()
 
+    def tell_when_left(self, tell: Callable[[], None]) -> None:
+        self._on_left = tell
+
     def _leave(self) -> None:
         if not self.has_left:
             self.has_left = True
             self._wake_reader(None)
             self._left_lot.unpark_all()
             self._queue_lot.unpark_all()
-            self.on_left()
+            self._on_left()
 
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
@@ -93,6 +98,7 @@ class StreamTransport:
                 return reason
 
     async def _wait(self, deadline: float) -> Wake | None:
+        self.has_waited = True
         self._reader = trio.lowlevel.current_task()
         self._timer.set(deadline)
 

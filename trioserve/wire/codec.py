@@ -32,42 +32,52 @@ class Codec(Protocol):
     @property
     def has_begun(self) -> bool:
         """The first byte of the next head has come."""
+        ...
 
     @property
     def wants_continue(self) -> bool:
         """The client waits for 100 before it sends its body (RFC 9110 §10.1.1)."""
+        ...
 
     @property
     def body_read(self) -> bool:
         """The whole request has been taken with next_head and next_body."""
+        ...
 
     @property
     def can_reuse(self) -> bool:
         """Both messages are complete, and neither side asked to close."""
+        ...
 
     @property
     def keeps_alive(self) -> bool:
         """The response is complete and left the connection open, as far as the client knows."""
+        ...
 
     @property
     def is_chunked(self) -> bool:
         """The response goes out in chunks, so that it can have trailers."""
+        ...
 
     @property
     def ends_by_close(self) -> bool:
         """Only the close of the connection ends this response's body."""
+        ...
 
     @property
     def drops_body(self) -> bool:
         """The response has no body whatever the application sends (RFC 9110 §6.4.1)."""
+        ...
 
     def feed(self, data: bytes) -> None: ...
 
     def next_head(self) -> Head | None:
         """Return the next request head, or None if more bytes are needed."""
+        ...
 
     def next_body(self) -> tuple[bytes, bool] | None:
         """Return the next (piece, more) of the body, or None if more bytes are needed."""
+        ...
 
     def informational(self, status: int, headers: Headers) -> bytes: ...
 
@@ -75,12 +85,16 @@ class Codec(Protocol):
 
     def body(self, data: bytes) -> bytes:
         """Frame a piece of the body."""
+        ...
 
     def file_frame(self, count: int) -> tuple[bytes, bytes]:
         """Return what goes before and after ``count`` bytes of a file."""
+        ...
 
     def end(self, trailers: Headers) -> bytes:
         """End the body; trailers are left out where the framing has no room for them."""
+        ...
 
     def start_next(self) -> None:
         """Make ready for the next request on a connection that can be reused."""
+        ...

@@ -12,7 +12,6 @@ from ..types import Headers
 from .codec import Head
 from .rules import ChunkScanner, check_beginning, check_fields, check_raw_head, check_target, too_long
 
-
 _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 
@@ -23,7 +22,8 @@ _Head = h11.InformationalResponse | h11.Response
 class HeadCache:
     """Response heads that h11 has checked, for all connections of a server.
 
-    Most applications send the same few again and again, and checking one takes 14 of the 45 µs that h11 needs for a whole
+    Most applications send the same few again and again, and checking one takes 14 of the 45 µs that h11 needs for a
+    whole
     small exchange. Small, because Date makes all of them useless after a second.
     """
 
@@ -72,7 +72,7 @@ class H11Codec:
         self._http_version = "1.0"  # until the client has said more: nothing is chunked to who may not understand it
         self._scanner: ChunkScanner | None = None
         self._remaining = 0
-        self._is_framed = False
+        self._response_headers: Headers = ()
         self.body_read = False
         self.drops_body = False
 
@@ -111,7 +111,8 @@ class H11Codec:
             self._searched = len(buffer)
             self._check_lines(buffer)
             return None
-        head = bytes(buffer[: end + 4])
+        with memoryview(buffer) as view:
+            head = bytes(view[: end + 4])
         del buffer[: end + 4]
         self._searched = 0
         return self._parse_head(head)
@@ -187,16 +188,20 @@ class H11Codec:
     def response_head(self, status: int, headers: Headers) -> bytes:
         head = self._write_head(h11.Response, status, headers)
         self.drops_body = status in (204, 304) or self._method == "HEAD"
-        self._is_framed = any(name.lower() == b"content-length" for name, _ in headers)
+        self._response_headers = headers
         return head
 
     @property
+    def _has_length(self) -> bool:
+        return any(name.lower() == b"content-length" for name, _ in self._response_headers)
+
+    @property
     def is_chunked(self) -> bool:
-        return not (self._is_framed or self.drops_body or self._http_version == "1.0")
+        return not (self.drops_body or self._http_version == "1.0" or self._has_length)
 
     @property
     def ends_by_close(self) -> bool:
-        return not (self._is_framed or self.drops_body or self.is_chunked)
+        return not (self.drops_body or self.is_chunked or self._has_length)
 
     def _write_head(self, kind: type[_Head], status: int, headers: Headers) -> bytes:
         try:
@@ -229,9 +234,9 @@ class H11Codec:
             raise MessageError(f"the response cannot end here: {error}") from None
 
     def _send(self, event: h11.Event) -> bytes:
-        sent = self._h11.send(event)
+        sent = self._h11.send_with_data_passthrough(event)
         assert sent is not None  # None is for ConnectionClosed only
-        return sent
+        return b"".join(sent)
 
     def start_next(self) -> None:
         self._h11.start_next_cycle()

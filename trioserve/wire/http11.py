@@ -17,8 +17,8 @@ from ..transport import Transport, Wake
 from .codec import Codec, Head
 from .http11_exchange import HTTP11Exchange
 
-# Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it costs
-# less than the client's next TLS handshake.
+# Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it
+# costs less than the client's next TLS handshake.
 DISCARD_LIMIT = 64 * 1024
 DISCARD_PATIENCE = 1.0
 
@@ -40,7 +40,6 @@ class HTTP11Connection:
         self._server = server
         self._exchange: HTTP11Exchange | None = None
         self._served = 0
-        self._waited = False
         # Cancelled only to stop the application; made once, as a scope costs a quarter of a whole request.
         self._application_scope = trio.CancelScope()
         self._timer = server.clock.timer(self._stop_application)
@@ -52,7 +51,7 @@ class HTTP11Connection:
     async def run(self) -> None:
         """Serve requests until the connection cannot carry another."""
         transport, drain = self._transport, self._server.drain
-        transport.on_left = self._client_left
+        transport.tell_when_left(self._client_left)
         drain.register(self._tell_drain)
         try:
             with self._application_scope:
@@ -68,9 +67,11 @@ class HTTP11Connection:
                 self._finish_exchange(self._exchange)
 
     async def _serve_requests(self) -> None:
-        reusable = True
+        reusable = self._transport.has_waited = True
         while reusable:
             head = await self._read_head()
+            if not self._transport.has_waited:
+                await trio.lowlevel.checkpoint()
             if head is None:
                 return
             exchange = self._begin_exchange(head)
@@ -79,8 +80,7 @@ class HTTP11Connection:
             # The next call of the application finds fresh context variables only if this task is suspended in between;
             # and a client that pipelines must not keep all others waiting.
             self._server.reset_context_variables()
-            if not self._waited:
-                await trio.lowlevel.checkpoint()
+            self._transport.has_waited = False
 
     # The head
 
@@ -98,30 +98,25 @@ class HTTP11Connection:
 
     async def _wait_for_head(self) -> Head | None:
         config, codec, drain = self._server.config, self._codec, self._server.drain
-        now = trio.current_time()
         # The first head has one clock from accept to its end; a later one has its own from its first byte.
         begun = self._served == 0
-        deadline = now + (config.timeout_request_head if begun else config.timeout_keep_alive)
-        if codec.has_begun:
-            begun, deadline = True, now + config.timeout_request_head
-        self._waited = False
+        deadline = trio.current_time() + (config.timeout_request_head if begun else config.timeout_keep_alive)
         while True:
             if codec.has_begun:
                 head = codec.next_head()
                 if head is not None:
                     return head
+                if not begun:
+                    begun, deadline = True, trio.current_time() + config.timeout_request_head
             if drain.kind is DrainKind.STOP:
                 if not codec.has_begun:
                     return None
                 deadline = min(deadline, trio.current_time() + HEAD_PATIENCE_AT_STOP)
             came = await self._transport.receive(deadline)
-            self._waited = True
             if isinstance(came, bytes):
                 if not came:
                     return None
                 codec.feed(came)
-                if not begun:
-                    begun, deadline = True, trio.current_time() + config.timeout_request_head
             elif came is Wake.DEADLINE:
                 if codec.has_begun:
                     raise ProtocolError(408, "The request head did not come in time.")

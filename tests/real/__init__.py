@@ -1,0 +1,1 @@
+"""Real applications on real sockets, with the clients that people use."""

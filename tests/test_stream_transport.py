@@ -1,0 +1,500 @@
+"""A Transport over any stream: memory streams, sockets, TLS."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from trioserve.clock import Clock
+from trioserve.errors import ClientDisconnected, WriteTimeout
+from trioserve.net.stream_transport import PIECE, StreamTransport
+from trioserve.transport import READ_AHEAD, FilePiece, Wake
+
+MockClock = trio.testing.MockClock
+StreamPair = Callable[[], Awaitable[tuple[trio.abc.Stream, trio.abc.Stream]]]
+DEADLINE = 10.0
+STALL = 30.0
+
+
+@dataclass
+class Side:
+    """A transport with what it needs round it; ``peer`` is the client's stream."""
+
+    transport: StreamTransport
+    peer: trio.abc.Stream
+    nursery: trio.Nursery
+
+
+@asynccontextmanager
+async def transport_over(server: trio.abc.Stream, peer: trio.abc.Stream) -> AsyncIterator[Side]:
+    clock = Clock()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clock.run)
+        transport = StreamTransport(server, clock)
+        nursery.start_soon(transport.watch)
+        await trio.testing.wait_all_tasks_blocked()
+        yield Side(transport, peer, nursery)
+        await transport.aclose()
+        await trio.aclose_forcefully(peer)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def memory_transport() -> AsyncIterator[Side]:
+    peer, server = trio.testing.memory_stream_pair()
+    async with transport_over(server, peer) as side:
+        yield side
+
+
+@asynccontextmanager
+async def narrow_transport() -> AsyncIterator[Side]:
+    """Over a stream that takes only what its peer reads, as a full socket does."""
+    peer, server = trio.testing.lockstep_stream_pair()
+    async with transport_over(server, peer) as side:
+        yield side
+
+
+async def memory_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    return trio.testing.memory_stream_pair()
+
+
+async def socket_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    peer = await trio.testing.open_stream_to_socket_listener(listener)
+    server = await listener.accept()
+    await listener.aclose()
+    return peer, server
+
+
+async def tls_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    authority = trustme.CA()
+    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    client_context = ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server_context)
+    authority.configure_trust(client_context)
+    inner_peer, inner_server = await socket_pair()
+    peer = trio.SSLStream(inner_peer, client_context, server_hostname="localhost")
+    server = trio.SSLStream(inner_server, server_context, server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.do_handshake)
+        nursery.start_soon(server.do_handshake)
+    return peer, server
+
+
+PAIRS = pytest.mark.parametrize("make_pair", [memory_pair, socket_pair, tls_pair])
+
+
+# On every kind of stream
+
+
+@PAIRS
+async def test_bytes_go_both_ways(make_pair: StreamPair) -> None:
+    """What one side sends the other receives, whole and in order."""
+    peer, server = await make_pair()
+    data = os.urandom(1_000_000)
+    received = bytearray()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(peer.send_all, data)
+                while len(received) < len(data):
+                    came = await side.transport.receive(inf)
+                    assert isinstance(came, bytes)
+                    received += came
+            assert received == data
+            received.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(side.transport.send, data, STALL)
+                while len(received) < len(data):
+                    received += await peer.receive_some()
+            assert received == data
+
+
+@PAIRS
+async def test_leaving_is_noticed_at_once(make_pair: StreamPair) -> None:
+    """A client that closes is known to have left although nobody reads, and all who wait for that are told."""
+    peer, server = await make_pair()
+    told: list[bool] = []
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            side.transport.tell_when_left(lambda: told.append(True))
+            assert not side.transport.has_left
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(side.transport.wait_left)
+                nursery.start_soon(side.transport.wait_left)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.start_soon(trio.aclose_forcefully, peer)
+            assert side.transport.has_left
+            with trio.testing.assert_no_checkpoints():
+                await side.transport.wait_left()
+                assert await side.transport.receive(inf) == b""
+            assert told == [True]
+
+
+@PAIRS
+async def test_sending_to_nobody_raises(make_pair: StreamPair) -> None:
+    """Once the peer has closed, sending raises ClientDisconnected, sooner or later, and then always."""
+    peer, server = await make_pair()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            await trio.aclose_forcefully(peer)
+            with pytest.raises(ClientDisconnected):
+                while True:
+                    await side.transport.send(b"x" * 1000, STALL)
+            assert side.transport.is_broken
+            with pytest.raises(ClientDisconnected):
+                await side.transport.send(b"x", STALL)
+            with pytest.raises(ClientDisconnected):
+                await side.transport.flush()
+
+
+@PAIRS
+async def test_a_file_is_sent(make_pair: StreamPair, tmp_path: Path) -> None:
+    """A part of a file goes out between what frames it, by sendfile or by reading it."""
+    data = os.urandom(700_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    peer, server = await make_pair()
+    received = bytearray()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            assert side.transport.can_send_files == isinstance(server, trio.SocketStream)
+            with path.open("rb") as file:
+                piece = FilePiece(b"<", file.fileno(), 10, 600_000, b">")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(side.transport.send_file, piece, STALL)
+                    while len(received) < 600_002:
+                        received += await peer.receive_some()
+    assert received == b"<" + data[10:600_010] + b">"
+
+
+@PAIRS
+async def test_a_file_that_is_too_short_breaks_the_transport(make_pair: StreamPair, tmp_path: Path) -> None:
+    """A file that ends early is an EOFError, and nothing may follow what went out."""
+    (tmp_path / "file").write_bytes(b"12345")
+    peer, server = await make_pair()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            with (tmp_path / "file").open("rb") as file, pytest.raises(EOFError, match="ended 5 bytes early"):
+                await side.transport.send_file(FilePiece(b"", file.fileno(), 0, 10, b""), STALL)
+            assert side.transport.is_broken
+
+
+@PAIRS
+async def test_saying_that_no_more_is_sent(make_pair: StreamPair) -> None:
+    """Where the stream can close its half the peer sees the end, and can still send; where not nothing happens."""
+    peer, server = await make_pair()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            await side.transport.send_eof()
+            if isinstance(server, trio.abc.HalfCloseableStream):
+                assert await peer.receive_some() == b""
+            await peer.send_all(b"still here")
+            assert await side.transport.receive(inf) == b"still here"
+
+
+# Reading
+
+
+async def test_what_is_there_is_received_without_a_checkpoint(autojump_clock: MockClock) -> None:
+    """Bytes that have come are returned at once, one arrival after the other."""
+    async with memory_transport() as side:
+        for data in (b"one", b"two"):
+            await side.peer.send_all(data)
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.testing.assert_no_checkpoints():
+            assert await side.transport.receive(inf) == b"one"
+            assert await side.transport.receive(inf) == b"two"
+
+
+async def test_a_wait_ends_at_its_deadline(autojump_clock: MockClock) -> None:
+    """When nothing came the reader is woken at its deadline, exactly, and may wait again."""
+    async with memory_transport() as side:
+        start = trio.current_time()
+        for seconds in (5, 7):
+            assert await side.transport.receive(start + seconds) is Wake.DEADLINE
+            assert trio.current_time() == start + seconds
+
+
+async def test_a_reader_can_be_woken(autojump_clock: MockClock) -> None:
+    """wake() ends the reader's wait with its reason, and each wait_left; without a reader it does nothing."""
+    reasons: list[object] = []
+
+    async with memory_transport() as side:
+        side.transport.wake(Wake.DRAIN)
+
+        async def read() -> None:
+            reasons.append(await side.transport.receive(inf))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(side.transport.wait_left)
+            await trio.testing.wait_all_tasks_blocked()
+            side.transport.wake(Wake.DRAIN)
+            side.transport.wake(Wake.ENDED)
+        assert reasons == [Wake.DRAIN]
+
+
+async def test_a_cancelled_reader_leaves_its_place(autojump_clock: MockClock) -> None:
+    """A reader that was cancelled loses no bytes: the next one gets them."""
+    async with memory_transport() as side:
+        with trio.move_on_after(1):
+            await side.transport.receive(inf)
+        await side.peer.send_all(b"data")
+        assert await side.transport.receive(inf) == b"data"
+
+
+async def test_only_so_much_is_read_ahead() -> None:
+    """A peer that sends without end is held back at 64 KiB; it goes on as the reader does."""
+    sent = 0
+    async with narrow_transport() as side:
+        with trio.fail_after(DEADLINE):
+
+            async def flood() -> None:
+                nonlocal sent
+                while True:
+                    await side.peer.send_all(b"x" * 1024)
+                    sent += 1024
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flood)
+                await trio.testing.wait_all_tasks_blocked()
+                assert READ_AHEAD <= sent <= READ_AHEAD + 1024
+                before = sent
+                await side.transport.receive(inf)
+                await trio.testing.wait_all_tasks_blocked()
+                assert sent > before
+                nursery.cancel_scope.cancel()
+
+
+# Writing
+
+
+async def test_several_senders_keep_their_order() -> None:
+    """Pieces of several tasks go out one after the other as they were given."""
+    async with narrow_transport() as side:
+        with trio.fail_after(DEADLINE):
+            async with trio.open_nursery() as nursery:
+                for number in range(10):
+                    nursery.start_soon(side.transport.send, b"%d" % number * 1000, STALL)
+                    await trio.testing.wait_all_tasks_blocked()
+                received = b""
+                while len(received) < 10_000:
+                    received += await side.peer.receive_some()
+            assert received == b"".join(b"%d" % number * 1000 for number in range(10))
+
+
+async def test_a_sender_waits_while_too_much_is_unsent() -> None:
+    """Behind a write that waits 64 KiB may be left; whoever brings more waits until the peer takes some."""
+    done: list[int] = []
+
+    async with narrow_transport() as side:
+        with trio.fail_after(DEADLINE):
+
+            async def send(number: int) -> None:
+                await side.transport.send(b"x" * 40_000, STALL)
+                done.append(number)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(4):
+                    nursery.start_soon(send, number)
+                    await trio.testing.wait_all_tasks_blocked()
+                assert done == [1]
+                received = 0
+                while received < 160_000:
+                    received += len(await side.peer.receive_some())
+            assert sorted(done) == [0, 1, 2, 3]
+
+
+async def test_a_file_waits_its_turn(tmp_path: Path) -> None:
+    """A file behind another write goes out in its turn, and its sender waits until all of it is sent."""
+    (tmp_path / "file").write_bytes(b"file")
+    async with narrow_transport() as side:
+        with trio.fail_after(DEADLINE):
+            received = b""
+            with (tmp_path / "file").open("rb") as file:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(side.transport.send, b"first", STALL)
+                    await trio.testing.wait_all_tasks_blocked()
+                    nursery.start_soon(side.transport.send_file, FilePiece(b"<", file.fileno(), 0, 4, b">"), STALL)
+                    await trio.testing.wait_all_tasks_blocked()
+                    nursery.start_soon(side.transport.send, b"last", STALL)
+                    await trio.testing.wait_all_tasks_blocked()
+                    while len(received) < 15:
+                        received += await side.peer.receive_some()
+            assert received == b"first<file>last"
+
+
+async def test_a_cancelled_sender_breaks_the_transport() -> None:
+    """Nobody knows how much of a cancelled write went out, so nothing may follow it; those who wait are told."""
+    raised: list[BaseException] = []
+
+    async with narrow_transport() as side:
+        with trio.fail_after(DEADLINE):
+
+            async def send() -> None:
+                try:
+                    await side.transport.send(b"x" * 100_000, STALL)
+                except ClientDisconnected as error:
+                    raised.append(error)
+
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(_cancel_when_blocked, scope, nursery, send)
+                    await side.transport.send(b"first", STALL)
+            assert scope.cancelled_caught
+            assert side.transport.is_broken
+            assert len(raised) == 1
+            await send()
+            assert len(raised) == 2
+
+
+async def _cancel_when_blocked(
+    scope: trio.CancelScope, nursery: trio.Nursery, send: Callable[[], Awaitable[None]]
+) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(send)
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def test_a_peer_that_takes_nothing_is_given_up(autojump_clock: MockClock) -> None:
+    """After ``stall`` seconds without progress a write raises WriteTimeout, and the transport is broken."""
+    async with narrow_transport() as side:
+        start = trio.current_time()
+        with pytest.raises(WriteTimeout, match="took nothing for 30 s"):
+            await side.transport.send(b"data", STALL)
+        assert trio.current_time() - start == 30
+        assert side.transport.is_broken
+
+
+async def test_every_piece_that_is_taken_renews_the_time(autojump_clock: MockClock) -> None:
+    """Large data is written in pieces, each with its own time."""
+    async with narrow_transport() as side:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(side.transport.send, b"x" * (3 * PIECE), STALL)
+            received = 0
+            while received < 3 * PIECE:
+                await trio.sleep(29)
+                received += len(await side.peer.receive_some())
+
+
+async def test_a_file_s_peer_that_takes_nothing_is_given_up(tmp_path: Path) -> None:
+    """The same for sendfile on a real socket."""
+    (tmp_path / "file").write_bytes(b"x" * 20_000_000)
+    peer, server = await socket_pair()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            with (tmp_path / "file").open("rb") as file, pytest.raises(WriteTimeout):
+                await side.transport.send_file(FilePiece(b"", file.fileno(), 0, 20_000_000, b""), 0.2)
+            assert side.transport.is_broken
+
+
+async def test_a_file_to_a_peer_that_has_reset_raises(tmp_path: Path) -> None:
+    """sendfile to nobody is ClientDisconnected, as any write."""
+    (tmp_path / "file").write_bytes(b"x" * 20_000_000)
+    peer, server = await socket_pair()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            await side.peer.aclose()
+            with (tmp_path / "file").open("rb") as file, pytest.raises(ClientDisconnected):
+                await side.transport.send_file(FilePiece(b"", file.fileno(), 0, 20_000_000, b""), STALL)
+
+
+async def test_flush_waits_for_all_that_was_sent() -> None:
+    """flush returns when the peer has taken what other tasks left to be written."""
+    async with narrow_transport() as side:
+        with trio.fail_after(DEADLINE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(side.transport.send, b"first", STALL)
+                await trio.testing.wait_all_tasks_blocked()
+                await side.transport.send(b"second", STALL)
+                with trio.move_on_after(0.05) as scope:
+                    await side.transport.flush()
+                assert scope.cancelled_caught
+                nursery.start_soon(side.transport.flush)
+                received = b""
+                while len(received) < 11:
+                    received += await side.peer.receive_some()
+            assert received == b"firstsecond"
+
+
+# Closing
+
+
+class DeafStream(trio.abc.Stream):
+    """A stream of a peer that neither sends nor reads nor closes."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError  # pragma: no cover
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.sleep_forever()  # pragma: no cover
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.sleep_forever()  # pragma: no cover
+
+    async def aclose(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.is_closed = True
+
+
+async def test_closing_takes_at_most_a_second(autojump_clock: MockClock) -> None:
+    """A stream that says goodbye for ever, as TLS may, is closed within a second, also by a cancelled task."""
+    clock = Clock()
+    stream = DeafStream()
+    transport = StreamTransport(stream, clock)
+    start = trio.current_time()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await transport.aclose()
+    assert stream.is_closed
+    assert trio.current_time() - start == 1
+
+
+async def test_closing_with_a_reset_is_no_end() -> None:
+    """With ``reset`` the peer of a socket sees a reset, which it cannot take for the end."""
+    peer, server = await socket_pair()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            await side.transport.aclose(reset=True)
+            with pytest.raises(trio.BrokenResourceError):
+                await peer.receive_some()
+
+
+async def test_a_reset_on_another_stream_is_a_close(autojump_clock: MockClock) -> None:
+    """A stream that is no socket has no reset: it just closes."""
+    async with memory_transport() as side:
+        await side.transport.aclose(reset=True)
+        assert await side.peer.receive_some() == b""
+
+
+async def test_a_reset_of_the_peer_is_noticed() -> None:
+    """A peer that resets is gone, and nothing can be sent to it any more."""
+    peer, server = await socket_pair()
+    with trio.fail_after(DEADLINE):
+        async with transport_over(server, peer) as side:
+            assert isinstance(peer, trio.SocketStream)
+            reset = StreamTransport(peer, Clock())
+            await reset.aclose(reset=True)
+            await side.transport.wait_left()
+            assert await side.transport.receive(inf) == b""
+            with pytest.raises(ClientDisconnected):
+                await side.transport.send(b"x", STALL)
+            await side.transport.send_eof()

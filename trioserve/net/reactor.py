@@ -1,0 +1,71 @@
+"""One epoll for all sockets of a server on Linux, edge-triggered.
+
+Trio's sockets register with epoll for every single wait and cancel through a scope; that is more than half of what a
+small
+request costs. Here a socket is registered once, for its life; one task waits for our epoll, through Trio's, and tells
+the
+sockets' owners what has happened. The same events say that a client has left while its handler runs.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Protocol
+
+import trio
+
+# Other systems have no epoll; there nothing of this is used.
+_IN: int = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLET", 0)
+_IN_AND_OUT: int = _IN | getattr(select, "EPOLLOUT", 0)
+RESET: int = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
+LEFT: int = RESET | getattr(select, "EPOLLRDHUP", 0)
+READABLE: int = LEFT | getattr(select, "EPOLLIN", 0)
+WRITABLE: int = RESET | getattr(select, "EPOLLOUT", 0)
+
+SUPPORTED = hasattr(select, "epoll")
+
+
+class Watched(Protocol):
+    """Who hears of a socket's events, once each; ``handle`` must not wait, nor open or close descriptors."""
+
+    fileno: int
+
+    def handle(self, events: int) -> None: ...
+
+
+class Reactor:
+    """The epoll of one server's sockets. ``run`` is its task; ``close`` it when every transport is closed."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._transports: dict[int, Watched] = {}
+
+    def register(self, transport: Watched) -> None:
+        self._epoll.register(transport.fileno, _IN)
+        self._transports[transport.fileno] = transport
+
+    def unregister(self, transport: Watched) -> None:
+        del self._transports[transport.fileno]
+        self._epoll.unregister(transport.fileno)
+
+    def want_out(self, fileno: int, wants: bool) -> None:
+        """Also tell, or no longer, when the kernel has room for more."""
+        self._epoll.modify(fileno, _IN_AND_OUT if wants else _IN)
+
+    # A KeyboardInterrupt between the poll and the last reschedule would lose events, which come only once.
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Tell transports what has happened to their sockets, until cancelled."""
+        fileno = self._epoll.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(fileno)
+            self.poll()
+
+    def poll(self) -> None:
+        """Look once, without waiting. What one look does not hold stays readable."""
+        for fileno, events in self._epoll.poll(0):
+            # No task runs between the poll and the last handle(), so no descriptor changes hands in between.
+            self._transports[fileno].handle(events)
+
+    def close(self) -> None:
+        self._epoll.close()
