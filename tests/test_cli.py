@@ -157,7 +157,7 @@ def test_terminate_during_startup(folder):
         (["main.py"], "APP must be module:attribute, not 'main.py'; did you mean 'main:app'?"),
         ([], "APP is missing"),
         (["main:app", "--prot", "1"], "--port"),
-        (["main:app", "--port", "http"], "port must be a whole number of at least 0, not 'http'"),
+        (["main:app", "--port", "http"], "port must be a whole number from 0 to 65535, not 'http'"),
         (["main:app", "--bind", "localhost"], "bind must be HOST:PORT"),
         (["main:app", "--http", "h3"], "http must be one of auto, h11"),
         (["main:app", "--ssl-keyfile", "key.pem"], "ssl_keyfile needs ssl_certfile"),

@@ -47,7 +47,7 @@ async def test_a_timer_fires_once_and_exactly(autojump_clock: MockClock) -> None
 
 
 async def test_timers_fire_in_order(autojump_clock: MockClock) -> None:
-    """Several timers fire each at its own time, in whatever order they were set; those of one time in that of setting."""
+    """Timers fire each at its own time, in whatever order they were set; those of one time in that of setting."""
     async with running_clock() as clock:
         start = trio.current_time()
         fired: list[int] = []

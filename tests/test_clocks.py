@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 
 import pytest
 import trio
 import trio.testing
 
+from trioserve import serve_stream
+from trioserve.config import Config
 from trioserve.errors import ClientDisconnected, WriteTimeout
 from trioserve.logs import Outcome
+from trioserve.server import serve_observed
 from trioserve.types import Receive, Scope, Send
 
-from .support import Client, MemoryListener, http_app, memory_server, read_body, respond, send_text
+from .support import Client, MemoryListener, Recorder, http_app, memory_server, read_body, respond, send_text
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"
@@ -257,8 +261,6 @@ class Outcomes:
         self.ended_at: float | None = None
 
     async def serve(self, app: object, stream: trio.abc.Stream, options: dict[str, object]) -> None:
-        from trioserve import serve_stream
-
         await serve_stream(app, stream, lifespan="off", **options)  # type: ignore[arg-type]
         self.ended_at = trio.current_time()
 
@@ -312,17 +314,7 @@ async def test_a_write_that_timed_out_is_not_the_application_s_error(autojump_cl
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": b"x" * 1000})
 
-    class Listener(NarrowListener):
-        pass
-
-    from functools import partial
-
-    from trioserve.config import Config
-    from trioserve.server import serve_observed
-
-    from .support import Recorder
-
-    recorder, listener = Recorder(), Listener()
+    recorder, listener = Recorder(), NarrowListener()
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve_observed, http_app(app), Config(), listeners=[listener], observer=recorder))
         client = Client(listener.connect())
@@ -597,3 +589,28 @@ async def test_an_idle_server_sets_no_deadline(autojump_clock: Clock) -> None:
     async with memory_server(respond()):
         await trio.testing.wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline == inf
+
+
+async def test_a_client_that_was_given_up_has_left(autojump_clock: Clock) -> None:
+    """When a write has timed out in one task, another that listens gets http.disconnect: nobody waits for ever."""
+    heard: list[tuple[str, float]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+
+        async def talk() -> None:
+            await send({"type": "http.response.start", "status": 200})
+            with pytest.raises(WriteTimeout):
+                await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            heard.append(((await receive())["type"], watch.seconds))
+
+    async with trio.open_nursery() as nursery:
+        client, _ = await narrow_client(nursery, app)
+        await client.raw(GET)
+        watch = Stopwatch()
+        await trio.sleep(100)
+        await client.aclose()
+        assert heard == [("http.disconnect", 30)]

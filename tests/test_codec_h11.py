@@ -131,7 +131,7 @@ def test_a_chunked_body_is_taken_apart() -> None:
     assert codec.has_begun
 
 
-@pytest.mark.parametrize("body", [b"x\r\n", b"5\r\nhello!\r\n", b"0\r\nA\r\n"])
+@pytest.mark.parametrize("body", [b"x\r\n", b"5\r\nhello!\r\n", b"0\r\nA\r\n", b"0\r\nContent-Length: x\r\n\r\n"])
 def test_a_wrong_chunked_body_is_an_error(body: bytes) -> None:
     """A chunked body that is not what the RFC says is refused."""
     codec, _ = read(CHUNKED)

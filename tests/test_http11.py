@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import h11
 import pytest
 import trio
 import trio.testing
 
+from trioserve import serve_stream
 from trioserve.config import Config
 from trioserve.context import DefaultHeaders
 from trioserve.drain import DrainKind
@@ -816,7 +820,10 @@ HALF_CLOSING: dict[str, tuple[bytes, list[bytes]]] = {
         [b"hello!"],
     ),
     "two requests": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloPOST / HTTP/1.1\r\nHost:    a\r\nContent-Length:              1\r\n\r\n!",
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n!"
+        ),
         [b"hello", b"!"],
     ),
 }
@@ -925,7 +932,7 @@ async def test_an_application_that_returns_without_a_response_gets_500(autojump_
         assert str(server.errors[0]) == "the application returned without a response"
 
 
-@pytest.mark.parametrize("end", [lambda: None, lambda: [][0]], ids=["returns", "raises"])
+@pytest.mark.parametrize("end", [lambda: None, lambda: int("x")], ids=["returns", "raises"])
 async def test_an_application_that_ends_in_its_response_cuts_it(
     autojump_clock: trio.testing.MockClock, end: Callable[[], object]
 ) -> None:
@@ -1009,7 +1016,7 @@ async def test_what_a_drain_waits_for_is_said(autojump_clock: trio.testing.MockC
 
     async with memory_server(http_app(app)) as server:
         assert server.server.describe_waiting() == "nothing"
-        first, second = await server.connect(), await server.connect()
+        first, _ = await server.connect(), await server.connect()
         await trio.testing.wait_all_tasks_blocked()
         assert server.server.describe_waiting() == "2 connections"
         await first.raw(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -1061,3 +1068,139 @@ async def test_the_number_of_requests_has_some_chance_in_it(
         while b"connection" not in (await client.get()).headers:
             served += 1
         assert 1 <= served <= 1 + jitter
+
+
+# What is told of odd ends
+
+
+async def test_a_drain_does_not_disturb_a_body(autojump_clock: trio.testing.MockClock) -> None:
+    """A request whose body is still coming when the server stops is served, and answered with close."""
+    async with memory_server(http_app(echo)) as server:
+        client = await server.connect()
+        await client.raw(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe")
+        await trio.testing.wait_all_tasks_blocked()
+        server.server.shutdown()
+        await trio.sleep(1)
+        await client.raw(b"llo")
+        assert read_answers(await client.receive_rest(), "POST") == [b"hello"]
+
+
+async def test_after_a_refusal_nothing_can_be_sent(autojump_clock: trio.testing.MockClock) -> None:
+    """An application whose request was answered in its place gets an OSError from send()."""
+    raised: list[OSError] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        try:
+            await send_text(send, b"too late")
+        except OSError as error:
+            raised.append(error)
+            raise
+
+    async with memory_server(http_app(app)) as server:
+        assert status_of(await exchange_raw(server, BAD_BODY)) == 400
+        assert len(raised) == 1
+        assert server.errors == []
+
+
+async def test_after_a_failed_send_the_body_is_over(autojump_clock: trio.testing.MockClock) -> None:
+    """Once a write has failed, receive() gives http.disconnect, whatever of the body has come."""
+    kinds: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(1)
+        with contextlib.suppress(OSError):
+            await send_text(send, b"nobody reads this")
+        kinds.append((await receive())["type"])
+
+    async with memory_server(http_app(app)) as server:
+        client = await server.connect()
+        await client.raw(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello")
+        await client.aclose()
+        await trio.sleep(2)
+        assert kinds == ["http.disconnect"]
+
+
+async def test_a_complete_answer_is_followed_by_no_other(autojump_clock: trio.testing.MockClock) -> None:
+    """Where the body's deadline passes just as another task completes the response, there is one answer."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(30)
+            await send_text(send, b"in time")
+
+    async with memory_server(http_app(app)) as server:
+        for _ in range(20):  # which of the two is first is up to Trio
+            answer = await exchange_raw(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+            assert answer.count(b"HTTP/1.1 ") == 1
+
+
+async def test_an_error_after_the_client_left_is_recorded(autojump_clock: trio.testing.MockClock) -> None:
+    """An application that fails for reasons of its own after its client has gone is recorded; nobody gets the 500."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(1)
+        raise ValueError
+
+    async with memory_server(http_app(app)) as server:
+        client = await server.connect()
+        await client.raw(GET)
+        await client.aclose()
+        await trio.sleep(2)
+        assert [type(error) for error in server.errors] == [ValueError]
+        assert server.records[0].outcome is Outcome.CLIENT_LEFT
+
+
+async def test_without_an_access_log_nobody_is_told(autojump_clock: trio.testing.MockClock) -> None:
+    """A server whose exchanges nobody wants to hear of serves all the same."""
+    client_end, server_end = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve_stream, respond(), server_end, access_log=False))
+        client = Client(client_end)
+        for _ in range(2):
+            assert (await client.get()).body == b"Hello, world!"
+        await client.aclose()
+
+
+async def test_a_client_that_does_not_take_a_file_is_given_up(tmp_path: Path) -> None:
+    """A file that a client does not read ends at timeout_write, and is no error of the application (real socket)."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(30_000_000))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.pathsend", "path": str(path)})
+
+    async with socket_server(http_app(app), timeout_write=0.3) as server:
+        with trio.fail_after(DEADLINE):
+            client = await server.connect()
+            await client.raw(GET)
+            while not server.records:
+                await trio.sleep(0.01)
+            await client.aclose()
+        assert server.records[0].outcome is Outcome.DEADLINE
+        assert server.errors == []
+
+
+async def test_a_second_stop_changes_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    """A stop that is asked for twice is one stop, and a stop is not turned into a retirement."""
+    async with memory_server(respond()) as server:
+        server.server.shutdown()
+        server.server.shutdown()
+        server.server._context.drain.begin(DrainKind.RETIRE)
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.recorder.phases.count(Phase.DRAINING) == 1
+        assert server.recorder.phases[-1] is Phase.STOPPED
+
+
+async def test_without_an_access_log_an_observer_is_told(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """access_log=False writes no line; whoever observes the server still hears of each exchange."""
+    caplog.set_level("INFO", logger="trioserve.access")
+    async with memory_server(respond(), access_log=False) as server:
+        await (await server.connect()).get()
+        assert len(server.records) == 1
+    assert not [record for record in caplog.records if record.name == "trioserve.access"]

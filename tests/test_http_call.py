@@ -49,18 +49,18 @@ WRONG: dict[str, tuple[list[AnyValue], str]] = {
     "no status": ([{"type": "http.response.start"}], "'status' must be a number from 200 to 999, not None"),
     "a status that is no number": (
         [{**START, "status": "200"}],
-        "'status' must be a number from 200 to 999,  not   '200'",
+        "'status' must be a number from 200 to 999, not '200'",
     ),
-    "a status that is a truth": ([{**START, "status": True}], "'status' must be a number from 200 to 999, not   True"),
-    "a status of 1xx": ([{**START, "status": 101}], "'status' must be a number from 200 to 999, not   101"),
-    "a status of four digits": ([{**START, "status": 1000}], "'status' must be a number from 200 to 999, not   1000"),
-    "headers of text": ([{**START, "headers": [("a", "b")]}], "'headers' must be pairs of bytes,   not"),
-    "headers of numbers": ([{**START, "headers": [(b"a", 5)]}], "'headers' must be pairs of bytes,   not"),
-    "headers of triples": ([{**START, "headers": [(b"a", b"b", b"c")]}], "'headers' must be pairs of bytes,   not"),
-    "headers that are None": ([{**START, "headers": None}], "'headers' must be pairs of bytes, not   None"),
-    "a body of text": ([START, {**LAST, "body": "text"}], "'body' must be bytes, not  'text'"),
-    "a body that is a number": ([START, {**LAST, "body": 5}], "'body' must be bytes, not   5"),
-    "a body that is None": ([START, {**LAST, "body": None}], "'body' must be bytes, not   None"),
+    "a status that is a truth": ([{**START, "status": True}], "'status' must be a number from 200 to 999, not True"),
+    "a status of 1xx": ([{**START, "status": 101}], "'status' must be a number from 200 to 999, not 101"),
+    "a status of four digits": ([{**START, "status": 1000}], "'status' must be a number from 200 to 999, not 1000"),
+    "headers of text": ([{**START, "headers": [("a", "b")]}], "'headers' must be pairs of bytes, not"),
+    "headers of numbers": ([{**START, "headers": [(b"a", 5)]}], "'headers' must be pairs of bytes, not"),
+    "headers of triples": ([{**START, "headers": [(b"a", b"b", b"c")]}], "'headers' must be pairs of bytes, not"),
+    "headers that are None": ([{**START, "headers": None}], "'headers' must be pairs of bytes, not None"),
+    "a body of text": ([START, {**LAST, "body": "text"}], "'body' must be bytes, not 'text'"),
+    "a body that is a number": ([START, {**LAST, "body": 5}], "'body' must be bytes, not 5"),
+    "a body that is None": ([START, {**LAST, "body": None}], "'body' must be bytes, not None"),
     "trailers that were not announced": (
         [START, LAST, {"type": "http.response.trailers"}],
         "expected nothing more, the response is complete, not http.response.trailers",
@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[list[AnyValue], str]] = {
         [WITH_TRAILERS, {"type": "http.response.trailers"}],
         "expected http.response.body, not http.response.trailers",
     ),
-    "a body for trailers": ([WITH_TRAILERS, LAST, LAST], "expected http.response.trailers, not   http.response.body"),
+    "a body for trailers": ([WITH_TRAILERS, LAST, LAST], "expected http.response.trailers, not http.response.body"),
     "trailers in pieces": (
         [WITH_TRAILERS, LAST, {"type": "http.response.trailers", "more_trailers": True}],
         "send all trailers in one message",
@@ -82,8 +82,8 @@ WRONG: dict[str, tuple[list[AnyValue], str]] = {
         [START, {"type": "http.response.early_hint", "links": []}],
         "expected http.response.body, not http.response.early_hint",
     ),
-    "a hint without links": ([{"type": "http.response.early_hint"}], "'links' must be list or tuple, not   nothing"),
-    "a hint of text": ([{"type": "http.response.early_hint", "links": ["a"]}], "'links' must be bytes, not  'a'"),
+    "a hint without links": ([{"type": "http.response.early_hint"}], "'links' must be list or tuple, not nothing"),
+    "a hint of text": ([{"type": "http.response.early_hint", "links": ["a"]}], "'links' must be bytes, not 'a'"),
     "a hint with a line break": (
         [{"type": "http.response.early_hint", "links": [b"a\r\nb: c"]}],
         "the response head is wrong",
@@ -92,9 +92,9 @@ WRONG: dict[str, tuple[list[AnyValue], str]] = {
         [{"type": "http.response.pathsend", "path": "/a"}],
         "expected http.response.start, not http.response.pathsend",
     ),
-    "no path": ([START, {"type": "http.response.pathsend"}], "'path' must be str, not   nothing"),
-    "a relative path": ([START, {"type": "http.response.pathsend", "path": "a"}], "'path' must be absolute, not  'a'"),
-    "a folder": ([START, {"type": "http.response.pathsend", "path": "/"}], "'path' must be a regular file, not  '/'"),
+    "no path": ([START, {"type": "http.response.pathsend"}], "'path' must be str, not nothing"),
+    "a relative path": ([START, {"type": "http.response.pathsend", "path": "a"}], "'path' must be absolute, not 'a'"),
+    "a folder": ([START, {"type": "http.response.pathsend", "path": "/"}], "'path' must be a regular file, not '/'"),
     "zerocopysend where it is not offered": (
         [START, {"type": "http.response.zerocopysend", "file": 0}],
         "expected http.response.body, not a message of type 'http.response.zerocopysend'",
@@ -409,7 +409,7 @@ async def test_a_wrong_file_raises_in_the_application(tmp_path: Path, name: str)
         assert text in str(raised[0])
 
 
-# receive()
+# What an application receives
 
 
 async def test_the_body_comes_in_pieces(autojump_clock: Clock) -> None:
@@ -571,7 +571,7 @@ async def test_a_client_that_is_there_is_not_given_up_in_a_cancelled_scope(autoj
         assert learned == []
 
 
-# send()
+# What an application sends
 
 
 async def test_several_tasks_may_send(autojump_clock: Clock) -> None:

@@ -36,7 +36,7 @@ def folder(tmp_path):
     [
         ("main", {}, "error: APP must be module:attribute, not 'main'; did you mean 'main:app'?\n"),
         ("main:app", {"prot": 1}, "error: there is no option 'prot'; did you mean 'port'?\n"),
-        ("main:app", {"port": "http"}, "error: port must be a whole number of at least 0, not 'http'\n"),
+        ("main:app", {"port": "http"}, "error: port must be a whole number from 0 to 65535, not 'http'\n"),
         ("main:app", {"config": Config(), "prot": 1}, "error: there is no option 'prot'; did you mean 'port'?\n"),
     ],
 )

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from functools import partial
 
@@ -14,6 +15,7 @@ import h11
 import pytest
 import trio
 import trio.testing
+import trustme
 
 import trioserve
 from trioserve import (
@@ -599,6 +601,25 @@ async def test_cancel_at_every_step_with_sockets(tmp_path):
         reached = await live_once(step, start, lambda server: trio.open_unix_socket(server.addresses[0]))
         assert not path.exists()
         if not reached:
+            break
+    assert step > 30
+
+
+async def test_cancel_at_every_step_with_tls(tmp_path):
+    """The same with TLS over TCP: a handshake may be cut at any point too."""
+    ca = trustme.CA()
+    pem = tmp_path / "both.pem"
+    ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+
+    async def connect(server):
+        stream = await trio.open_tcp_stream(*server.addresses[0])
+        return trio.SSLStream(stream, context, server_hostname="localhost", https_compatible=True)
+
+    step = 1
+    for step in range(1, 120):
+        if not await live_once(step, partial(serve, port=0, ssl_certfile=str(pem)), connect):
             break
     assert step > 30
 

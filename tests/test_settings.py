@@ -137,19 +137,19 @@ def test_unknown_option_of_run():
 def test_bad_value_in_the_file(folder):
     """A bad value in a file is an error that names the file."""
     (folder / "trioserve.toml").write_text("port = true\n")
-    expected = f"{folder / 'trioserve.toml'}: port must be a whole number of at least 0, not True"
+    expected = f"{folder / 'trioserve.toml'}: port must be a whole number from 0 to 65535, not True"
     assert failure() == expected
 
 
 def test_bad_value_in_the_environment():
     """A bad value in the environment is an error that names the variable."""
     os.environ["TRIOSERVE_PORT"] = "http"
-    assert failure() == "TRIOSERVE_PORT: port must be a whole number of at least 0, not 'http'"
+    assert failure() == "TRIOSERVE_PORT: port must be a whole number from 0 to 65535, not 'http'"
 
 
 def test_bad_value_of_run():
     """Values given as keywords are checked like all others."""
-    assert failure({"port": "80"}) == "port must be a whole number of at least 0, not '80'"
+    assert failure({"port": "80"}) == "port must be a whole number from 0 to 65535, not '80'"
 
 
 def test_values_that_do_not_go_together():

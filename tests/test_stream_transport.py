@@ -277,6 +277,21 @@ async def test_only_so_much_is_read_ahead() -> None:
                 nursery.cancel_scope.cancel()
 
 
+async def test_the_reader_must_come_below_the_bound(autojump_clock: MockClock) -> None:
+    """While 64 KiB are still unread after a piece was taken, no more is read from the peer."""
+    async with memory_transport() as side:
+        for size in (READ_AHEAD - 1, READ_AHEAD, 5):
+            await side.peer.send_all(b"x" * size)
+            await trio.testing.wait_all_tasks_blocked()
+        sizes = []
+        for _ in range(3):
+            came = await side.transport.receive(inf)
+            assert isinstance(came, bytes)
+            sizes.append(len(came))
+            await trio.testing.wait_all_tasks_blocked()
+        assert sizes == [READ_AHEAD - 1, READ_AHEAD, 5]
+
+
 # Writing
 
 
@@ -380,13 +395,12 @@ async def test_a_peer_that_takes_nothing_is_given_up(autojump_clock: MockClock) 
 
 async def test_every_piece_that_is_taken_renews_the_time(autojump_clock: MockClock) -> None:
     """Large data is written in pieces, each with its own time."""
-    async with narrow_transport() as side:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(side.transport.send, b"x" * (3 * PIECE), STALL)
-            received = 0
-            while received < 3 * PIECE:
-                await trio.sleep(29)
-                received += len(await side.peer.receive_some())
+    async with narrow_transport() as side, trio.open_nursery() as nursery:
+        nursery.start_soon(side.transport.send, b"x" * (3 * PIECE), STALL)
+        received = 0
+        while received < 3 * PIECE:
+            await trio.sleep(29)
+            received += len(await side.peer.receive_some())
 
 
 async def test_a_file_s_peer_that_takes_nothing_is_given_up(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import trio
 
 from .context import ServerContext
+from .drain import DrainKind
 from .exchange import Address, Endpoint
 from .logs import log_application_error, server_log
 from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
@@ -19,6 +22,9 @@ from .net.stream_transport import StreamTransport
 from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
 from .wire.codec_h11 import H11Codec, HeadCache
 from .wire.http11 import HTTP11Connection
+
+HANDSHAKE_PATIENCE_AT_STOP = 1.0
+"""Seconds that a handshake in progress still has when a stop begins."""
 
 GOODBYE_PATIENCE = 1.0
 """Seconds in which a client whose handshake failed may read why."""
@@ -41,16 +47,14 @@ class Connections:
     async def run(self) -> None:
         """Keep the deadlines of the connections, and watch their sockets, until cancelled."""
         clock, reactor = self._server.clock, self._reactor
-        if reactor is None:
-            await clock.run()
-            return
-        clock.look = reactor.poll
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(clock.run, name="trioserve clock")
-                await reactor.run()
-        finally:
-            reactor.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clock.run, name="trioserve clock")
+            if reactor is not None:
+                clock.look = reactor.poll
+                try:
+                    await reactor.run()
+                finally:
+                    reactor.close()
 
     async def serve(self, stream: trio.abc.Stream, is_secured: bool = False, listener: str = "") -> None:
         """Serve a connection until it closes, and close its stream.
@@ -105,7 +109,7 @@ class Connections:
     ) -> trio.SSLStream[trio.abc.Stream] | None:
         """Do the handshake; None if it failed, which has been logged, answered as far as possible, and closed."""
         try:
-            with trio.fail_after(self._server.config.timeout_tls_handshake):
+            with self._handshake_deadline():
                 secured = await handshake(stream, tls.context)
         except (HandshakeError, trio.TooSlowError) as error:
             reason = str(error) if isinstance(error, HandshakeError) else "timed out"
@@ -121,18 +125,36 @@ class Connections:
         endpoint.tls = functools.cache(partial(describe_tls, secured, tls.context, tls.certificate))
         return secured
 
+    @contextmanager
+    def _handshake_deadline(self) -> Iterator[None]:
+        """Raise trio.TooSlowError after ``timeout_tls_handshake``, or a moment after a stop."""
+        drain = self._server.drain
+        with trio.fail_after(self._server.config.timeout_tls_handshake) as scope:
+
+            def hurry() -> None:
+                if drain.kind is DrainKind.STOP:
+                    scope.deadline = min(scope.deadline, trio.current_time() + HANDSHAKE_PATIENCE_AT_STOP)
+
+            hurry()
+            drain.register(hurry)
+            try:
+                yield
+            finally:
+                drain.unregister(hurry)
+
 
 async def _say_goodbye(stream: trio.abc.Stream, answer: bytes) -> None:
     """End a connection whose handshake failed, so that the client can still read why."""
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_PATIENCE):
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await stream.send_all(answer)
-            if isinstance(stream, trio.abc.HalfCloseableStream):
-                # Closing with bytes unread would reset the connection, and take OpenSSL's alert or the answer with it.
-                await stream.send_eof()
-                while await stream.receive_some():
-                    pass
-        await stream.aclose()
+    lost = (trio.BrokenResourceError, trio.ClosedResourceError)
+    patience = trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_PATIENCE)
+    with patience, contextlib.suppress(*lost):
+        await stream.send_all(answer)
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            # Closing with bytes unread would reset the connection, and take OpenSSL's alert or the answer with it.
+            await stream.send_eof()
+            while await stream.receive_some():
+                pass
+    await trio.aclose_forcefully(stream)
 
 
 def _sort_out(error: BaseException) -> None:

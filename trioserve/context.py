@@ -85,7 +85,8 @@ class ServerContext:
     def describe_waiting(self) -> str:
         """What a drain waits for, in words."""
         if not self.active:
-            return f"{self.counters.connections} connections" if self.counters.connections else "nothing"
+            open_now = self.counters.connections
+            return f"{open_now} connection{'s' * (open_now != 1)}" if open_now else "nothing"
         request, started = min(self.active.values(), key=lambda entry: entry[1])
         count = len(self.active)
         target = request.target.decode("ascii")

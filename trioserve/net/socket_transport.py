@@ -291,7 +291,7 @@ class SocketTransport:
             await self._send_file(piece)
         except BaseException:
             # Nobody knows how much of the file went out, so nothing may follow it.
-            self.is_broken = True
+            self._break()
             raise
         finally:
             self._file_is_going = False

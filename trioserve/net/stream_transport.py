@@ -62,7 +62,7 @@ class StreamTransport:
         """Read ahead until the peer has left or this is cancelled."""
         receive = self._stream.receive_some
         try:
-            while data := await receive(READ_AHEAD):
+            while data := await receive(READ_AHEAD - self._buffered):
                 self._chunks.append(bytes(data))
                 self._buffered += len(data)
                 self._wake_reader(None)
@@ -175,8 +175,12 @@ class StreamTransport:
             self.is_broken = True
             self._leave()
             raise ClientDisconnected("the client has left") from None
+        except WriteTimeout:
+            self.is_broken = True
+            self._leave()
+            raise
         except BaseException:
-            # Cancelled, stalled, or a file that shrank: nobody knows how much went out, so nothing may follow it.
+            # Cancelled, or a file that shrank: nobody knows how much went out, so nothing may follow it.
             self.is_broken = True
             raise
         finally:

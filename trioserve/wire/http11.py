@@ -157,7 +157,9 @@ class HTTP11Connection:
         elif config.limit_request_body is not None and (head.length or 0) > config.limit_request_body:
             await exchange.refuse(413, f"The request body is larger than {config.limit_request_body} bytes.")
         else:
-            await handle_http(exchange, self._server)
+            fine = await handle_http(exchange, self._server)
+            if not fine and exchange.outcome is None and not exchange.has_left:
+                exchange.outcome = Outcome.ERROR
         self._finish_exchange(exchange)
 
     def _finish_exchange(self, exchange: HTTP11Exchange) -> None:
@@ -245,11 +247,11 @@ class HTTP11Connection:
 
     def _stop_application(self) -> None:
         exchange = self._exchange
-        if exchange is not None:
-            if exchange.outcome is None:
-                late = self._request_deadline <= self._grace_deadline
-                exchange.outcome = Outcome.DEADLINE if late else Outcome.CLIENT_LEFT
-            self._application_scope.cancel()
+        assert exchange is not None  # the timer is disarmed when the exchange ends
+        if exchange.outcome is None:
+            late = self._request_deadline <= self._grace_deadline
+            exchange.outcome = Outcome.DEADLINE if late else Outcome.CLIENT_LEFT
+        self._application_scope.cancel()
 
     async def _answer_for_stopped(self) -> None:
         """Say what must still be said for an application that was stopped: 504, if nothing was said yet."""

@@ -30,8 +30,8 @@ class HTTP11Exchange:
         "_codec",
         "_continue_sent",
         "_head",
+        "_is_reported",
         "_on_end",
-        "_pieces",
         "_receiving",
         "_server",
         "_transport",
@@ -74,10 +74,10 @@ class HTTP11Exchange:
         self.sent = 0
         self._head = b""  # serialised, and waiting for the first piece of the body
         self._continue_sent = False
+        self._is_reported = False
         self.is_refused = False
         self._receiving = False
         self._waiting = 0
-        self._pieces: list[tuple[bytes, bool]] | None = None  # what a client that has left still gave us
 
     @property
     def has_left(self) -> bool:
@@ -134,18 +134,16 @@ class HTTP11Exchange:
         """After the client has left: give what it sent only if the body is complete, or say at once that it is gone."""
         if self._transport.is_broken:
             raise ClientDisconnected("the client has left")
-        if self._pieces is None:
-            self._pieces = []
-            while data := await self._transport.receive(0):  # never waits: everything has come
-                assert isinstance(data, bytes)
-                self._codec.feed(data)
-            while piece := self._codec.next_body():
-                self._pieces.append(piece)
-                if not piece[1]:
-                    break
-        if not self._pieces or self._pieces[-1][1]:
-            raise ClientDisconnected("the client has left in the middle of the request body")
-        return self._pieces.pop(0) if len(self._pieces) > 1 else self._pieces[0]
+        while data := await self._transport.receive(0):  # never waits: everything has come
+            assert isinstance(data, bytes)
+            self._codec.feed(data)
+        pieces = []
+        while piece := self._codec.next_body():
+            pieces.append(piece[0])
+            if not piece[1]:
+                return b"".join(pieces), False
+        self.outcome = Outcome.CLIENT_LEFT
+        raise ClientDisconnected("the client has left in the middle of the request body")
 
     async def wait_disconnect(self) -> None:
         self._waiting += 1
@@ -267,18 +265,25 @@ class HTTP11Exchange:
         self.abort()
 
     def finish(self, outcome: Outcome) -> None:
-        """End an exchange that its application will not end any more."""
+        """Take note that the application is no longer running; ``outcome`` is why, if it left the exchange unfinished."""
         if not self.ended:
             self.outcome = self.outcome or outcome
             self.abort()
+        self._report()
 
     def _end(self) -> None:
         self.ended = True
         if self._receiving or self._waiting:
             self._transport.wake(Wake.ENDED)
-        if self._server.wants_records:
-            self._server.exchange_ended(self._record())
+        # Whether a 5xx is what the application meant, or what something in it made of an error, shows when it returns.
+        if self.status is None or self.status < 500 or self.is_refused:
+            self._report()
         self._on_end()
+
+    def _report(self) -> None:
+        if self._server.wants_records and not self._is_reported:
+            self._is_reported = True
+            self._server.exchange_ended(self._record())
 
     def _record(self) -> ExchangeRecord:
         request = self.request
@@ -290,7 +295,7 @@ class HTTP11Exchange:
         else:
             outcome = Outcome.OK
         return ExchangeRecord(
-            client="" if client is None else client[0] if client[1] is None else f"{client[0]}:{client[1]}",
+            client="-" if client is None else client[0] if client[1] is None else f"{client[0]}:{client[1]}",
             method=request.method,
             target=request.target.decode("ascii"),
             http_version=request.http_version,
