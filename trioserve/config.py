@@ -50,8 +50,7 @@ class Config:
     """The options of a server. Names, defaults and units are the command line's.
 
     Only the command line and ``run()`` read the environment and files; ``Config(...)`` never does. Raises ConfigError
-    for a
-    value an option cannot take.
+    for a value an option cannot take.
     """
 
     host: str = option("127.0.0.1", Group.WHERE, "Address or name to listen on; a name may mean several addresses.")

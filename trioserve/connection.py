@@ -34,8 +34,7 @@ class Connections:
     """What makes served connections of streams: all that the connections of one server share.
 
     ``tls`` is replaced as a whole when certificates change; handshakes take what is there. ``run`` must run in a task
-    of its
-    own, for as long as any connection does.
+    of its own, for as long as any connection does.
     """
 
     def __init__(self, server: ServerContext, tls: TLS | None = None) -> None:

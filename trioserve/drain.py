@@ -8,8 +8,7 @@ from enum import Enum, auto
 
 class DrainKind(Enum):
     """STOP: nothing new is served, idle connections close at once. RETIRE: another worker accepts; idle connections
-    stay
-    until their next request, because closing one races with the request its client has just sent.
+    stay until their next request, because closing one races with the request its client has just sent.
     """
 
     STOP = auto()

@@ -30,8 +30,7 @@ class Statistics:
     """A server's figures at one moment.
 
     ``connections`` and ``requests`` are open now, ``*_total`` since the start. ``rejected`` counts requests that the
-    server
-    answered itself, by status. ``handshake_failures`` counts failed TLS handshakes by (listener, reason).
+    server answered itself, by status. ``handshake_failures`` counts failed TLS handshakes by (listener, reason).
     """
 
     connections: int

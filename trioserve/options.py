@@ -68,8 +68,7 @@ class Option:
     """What is known of one option.
 
     ``kind`` is the type of its value, or of one of its values when ``repeatable``; ``choices`` is empty unless the
-    option
-    takes one of a few words; ``optional`` options take None, written ``none`` in text.
+    option takes one of a few words; ``optional`` options take None, written ``none`` in text.
     """
 
     name: str

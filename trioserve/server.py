@@ -48,8 +48,7 @@ class Server:
         """Begin to stop: accept nothing more, let running requests finish, then let ``serve()`` return.
 
         ``grace``: seconds after which what still runs is cancelled; None means ``timeout_graceful_shutdown``. May be
-        called
-        again with a shorter grace. Does not wait; call it from Trio's thread.
+        called again with a shorter grace. Does not wait; call it from Trio's thread.
         """
         if grace is not None:
             self._grace = grace
@@ -224,10 +223,8 @@ async def serve_stream(
     """Serve the HTTP requests of one connection on any stream, until it closes; then close the stream.
 
     There is no lifespan: ``state`` is what each request's scope gets a copy of. The stream is served as it comes,
-    without
-    TLS of ours; ``config`` and ``options`` as for serve(). Raises ConfigError; an error of the application is logged,
-    one of
-    the client answered.
+    without TLS of ours; ``config`` and ``options`` as for serve(). Raises ConfigError; an error of the application is
+    logged, one of the client answered.
     """
     context = ServerContext(app, merge_options(config, options), observer=Observer())
     context.state = {} if state is None else state

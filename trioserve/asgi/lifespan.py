@@ -35,10 +35,8 @@ class Lifespan:
     """The lifespan of one server.
 
     ``run`` is its task; ``wait_started`` and ``shutdown`` are called by the server, in this order. ``error`` is what
-    went
-    wrong at any time, once ``run`` has ended. ``state`` is what the application put there; ``base`` the context
-    variables as
-    they were when start-up was complete.
+    went wrong at any time, once ``run`` has ended. ``state`` is what the application put there; ``base`` the context
+    variables as they were when start-up was complete.
     """
 
     def __init__(self, app: ASGIApp, config: Config, *, on_failure: Callable[[], None]) -> None:

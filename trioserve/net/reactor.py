@@ -1,10 +1,8 @@
 """One epoll for all sockets of a server on Linux, edge-triggered.
 
 Trio's sockets register with epoll for every single wait and cancel through a scope; that is more than half of what a
-small
-request costs. Here a socket is registered once, for its life; one task waits for our epoll, through Trio's, and tells
-the
-sockets' owners what has happened. The same events say that a client has left while its handler runs.
+small request costs. Here a socket is registered once, for its life; one task waits for our epoll, through Trio's, and
+tells the sockets' owners what has happened. The same events say that a client has left while its handler runs.
 """
 
 from __future__ import annotations

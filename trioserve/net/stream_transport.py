@@ -30,8 +30,7 @@ def _nothing() -> None: ...
 
 class StreamTransport:
     """A Transport. ``watch`` must run in a task of its own: it reads ahead, so that a client that leaves is noticed
-    while
-    nobody reads.
+    while nobody reads.
     """
 
     def __init__(self, stream: trio.abc.Stream, clock: Clock) -> None:

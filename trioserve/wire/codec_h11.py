@@ -23,8 +23,7 @@ class HeadCache:
     """Response heads that h11 has checked, for all connections of a server.
 
     Most applications send the same few again and again, and checking one takes 14 of the 45 µs that h11 needs for a
-    whole
-    small exchange. Small, because Date makes all of them useless after a second.
+    whole small exchange. Small, because Date makes all of them useless after a second.
     """
 
     LIMIT = 64
