@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import trio
 
 from ..context import ServerContext
@@ -44,24 +46,25 @@ async def handle_http(exchange: Exchange, server: ServerContext) -> bool:
 
 
 async def _make_up_for(exchange: Exchange, server: ServerContext, error: BaseException | None) -> bool:
-    """Log what went wrong and end the exchange."""
+    """Log what went wrong and end the exchange; returns whether nothing did but that the client left."""
     gave_up = exchange.has_left if error is None else _is_disconnect(error, exchange)
-    if error is not None and not gave_up:
+    if not gave_up and error is not None:
         _report(server, exchange, "exception in the application", error)
-    elif not exchange.ended and not gave_up:
-        what = "before its response was complete" if exchange.status is not None else "without a response"
+    elif not gave_up and not exchange.ended:
+        what = "without a response" if exchange.status is None else "before its response was complete"
         error = MessageError(f"the application returned {what}")
         _report(server, exchange, str(error), error)
-    if exchange.ended:
-        return error is None
-    if (gave_up and exchange.has_left) or exchange.status is not None:
-        exchange.abort()
-        return False
-    try:
-        await send_plain(exchange, 500, _SERVER_ERROR)
-    except ClientDisconnected:
-        exchange.abort()
-    return False
+    if not exchange.ended:
+        # A client that has only closed its half still gets its 500, unless the application gave up on it.
+        await _end(exchange, answer=exchange.status is None and not (gave_up and exchange.has_left))
+    return gave_up or error is None
+
+
+async def _end(exchange: Exchange, *, answer: bool) -> None:
+    if answer:
+        with contextlib.suppress(ClientDisconnected):
+            await send_plain(exchange, 500, _SERVER_ERROR)
+    exchange.abort()  # nothing to do if the answer has ended it
 
 
 async def send_plain(exchange: Exchange, status: int, text: bytes, *more_headers: tuple[bytes, bytes]) -> None:

@@ -12,7 +12,7 @@ from ..context import ServerContext
 from ..drain import DrainKind
 from ..errors import ClientDisconnected, ProtocolError
 from ..exchange import Endpoint, Request
-from ..logs import Outcome
+from ..logs import Outcome, server_log
 from ..transport import Transport, Wake
 from .codec import Codec, Head
 from .http11_exchange import HTTP11Exchange
@@ -123,8 +123,9 @@ class HTTP11Connection:
                 return None
 
     async def _refuse_head(self, error: ProtocolError) -> None:
-        request = Request("-", b"-", [], "1.1", self._endpoint)
-        exchange = self._make_exchange(request)
+        client = self._endpoint.client
+        server_log.info("refused a request from %s: %s", client[0] if client else "a client", error.reason)
+        exchange = self._make_exchange(Request("-", b"-", [], "1.1", self._endpoint))
         await exchange.refuse(error.status, error.reason)
         await self._linger()
 
@@ -193,6 +194,8 @@ class HTTP11Connection:
                 await self._linger()
                 return False
         if exchange.must_close or not codec.can_reuse or self._server.drain.kind is DrainKind.STOP:
+            if codec.has_begun:
+                await self._linger()
             return False
         codec.start_next()
         return True

@@ -265,7 +265,7 @@ class HTTP11Exchange:
         self.abort()
 
     def finish(self, outcome: Outcome) -> None:
-        """Take note that the application is no longer running; ``outcome`` is why, if it left the exchange unfinished."""
+        """Take note that the application has ended; ``outcome`` is why, if it left the exchange unfinished."""
         if not self.ended:
             self.outcome = self.outcome or outcome
             self.abort()
