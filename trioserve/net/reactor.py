@@ -15,12 +15,16 @@ import trio
 # Other systems have no epoll; there nothing of this is used.
 _IN: int = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLET", 0)
 _IN_AND_OUT: int = _IN | getattr(select, "EPOLLOUT", 0)
-RESET: int = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
+ERROR: int = getattr(select, "EPOLLERR", 0)
+RESET: int = getattr(select, "EPOLLHUP", 0) | ERROR
 LEFT: int = RESET | getattr(select, "EPOLLRDHUP", 0)
 READABLE: int = LEFT | getattr(select, "EPOLLIN", 0)
 WRITABLE: int = RESET | getattr(select, "EPOLLOUT", 0)
 
 SUPPORTED = hasattr(select, "epoll")
+
+BATCH = 1023
+"""Events that are taken from the kernel at a time."""
 
 
 class Watched(Protocol):
@@ -44,13 +48,14 @@ class Reactor:
 
     def unregister(self, transport: Watched) -> None:
         del self._transports[transport.fileno]
-        self._epoll.unregister(transport.fileno)
+        if not self._epoll.closed:
+            self._epoll.unregister(transport.fileno)
 
     def want_out(self, fileno: int, wants: bool) -> None:
         """Also tell, or no longer, when the kernel has room for more."""
-        self._epoll.modify(fileno, _IN_AND_OUT if wants else _IN)
+        if not self._epoll.closed:
+            self._epoll.modify(fileno, _IN_AND_OUT if wants else _IN)
 
-    # A KeyboardInterrupt between the poll and the last reschedule would lose events, which come only once.
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Tell transports what has happened to their sockets, until cancelled."""
@@ -59,11 +64,18 @@ class Reactor:
             await trio.lowlevel.wait_readable(fileno)
             self.poll()
 
+    # A KeyboardInterrupt between the poll and the last reschedule would lose events, which come only once.
+    @trio.lowlevel.enable_ki_protection
     def poll(self) -> None:
-        """Look once, without waiting. What one look does not hold stays readable."""
-        for fileno, events in self._epoll.poll(0):
-            # No task runs between the poll and the last handle(), so no descriptor changes hands in between.
-            self._transports[fileno].handle(events)
+        """Look at all that has happened, without waiting."""
+        count = BATCH
+        while count == BATCH:
+            events = self._epoll.poll(0, BATCH)
+            count = len(events)
+            for fileno, what in events:
+                # No task runs between the poll and the last handle(), so no descriptor changes hands in between.
+                self._transports[fileno].handle(what)
 
     def close(self) -> None:
+        """Watch nothing any more. Transports that are still open can be closed."""
         self._epoll.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -15,7 +16,7 @@ import trio
 from ..clock import Clock
 from ..errors import ClientDisconnected, WriteTimeout
 from ..transport import READ_AHEAD, FilePiece, Wake
-from .reactor import LEFT, READABLE, RESET, WRITABLE, Reactor
+from .reactor import ERROR, LEFT, READABLE, RESET, WRITABLE, Reactor
 
 RECEIVE_SIZE = 64 * 1024
 
@@ -27,7 +28,20 @@ FILE_PIECE = 256 * 1024
 """What sendfile sends at a time: on a cold file it blocks the loop for as long as the disk takes."""
 
 
+# What sendfile says of the file. All else that it says is of the socket.
+_FILE_ERRORS = {errno.EBADF, errno.EINVAL, errno.EIO, errno.EOVERFLOW, errno.ESPIPE}
+
+
 def _nothing() -> None: ...
+
+
+class _Turn:
+    """A file's place in the queue, and what was sent behind it, which it keeps back."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
 
 
 class SocketTransport:
@@ -35,9 +49,7 @@ class SocketTransport:
 
     __slots__ = (
         "_bytes_sent",
-        "_file_is_going",
         "_has_reset",
-        "_held",
         "_is_closed",
         "_left_lot",
         "_on_left",
@@ -51,6 +63,7 @@ class SocketTransport:
         "_socket",
         "_stall",
         "_stalled",
+        "_turns",
         "_unsent",
         "_wake_reason",
         "_wants_out",
@@ -78,13 +91,13 @@ class SocketTransport:
         self.is_broken = False
         self._is_closed = False
         self._on_left: Callable[[], None] = _nothing
-        # What the kernel did not take, in order; bytes that a running file keeps back; who waits for it to get less.
+        # What the kernel did not take, in order; the files, of which the first is going; the bytes in both; who waits
+        # for them to get less.
         self._out: deque[bytes | memoryview] = deque()
-        self._held: deque[bytes | memoryview] = deque()
+        self._turns: list[_Turn] = []
         self._unsent = 0
         self._out_lot: trio.lowlevel.ParkingLot | None = None
         self._wants_out = False
-        self._file_is_going = False
         self._stall = inf
         self._stalled = False
         self._pieces_sent = 0
@@ -94,7 +107,9 @@ class SocketTransport:
     def handle(self, events: int) -> None:
         """Take note of what the reactor has seen."""
         if events & READABLE:
-            self._readable = True
+            # After an error nothing of what came before it counts. After a mere EPOLLHUP all does: a unix socket says
+            # so when its peer has closed, any socket when both sides have said that they will send no more.
+            self._readable = not events & ERROR
             if self._reader is not None:
                 self._wake_reader(None)
         if events & LEFT:
@@ -118,7 +133,8 @@ class SocketTransport:
 
     def _drop_unsent(self) -> None:
         self._out.clear()
-        self._held.clear()
+        for turn in self._turns:
+            turn.held.clear()
         self._unsent = 0
         self._write_timer.set(inf)
         _unpark(self._out_lot)
@@ -127,27 +143,26 @@ class SocketTransport:
 
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
-            if self._readable and not self.is_broken:
+            if self._readable:
+                self._readable = False
                 try:
                     data = self._socket.recv(RECEIVE_SIZE)
                 except BlockingIOError:
-                    self._readable = False
+                    pass
                 except OSError:
-                    self.is_broken = True
-                    self._leave()
+                    self._break()
                 else:
-                    # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
-                    # together with them: its event is behind us.
-                    self._readable = len(data) == RECEIVE_SIZE or self.has_left or not data
-                    if not data:
-                        self._leave()
-                    return data
-            if self.is_broken:
+                    if data:
+                        # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
+                        # together with them: its event is behind us.
+                        self._readable = len(data) == RECEIVE_SIZE or self.has_left
+                        return data
+                    self._leave()
+            if self.has_left:
                 return b""
-            if not self._readable:
-                reason = await self._wait(deadline)
-                if reason is not None:
-                    return reason
+            reason = await self._wait(deadline)
+            if reason is not None:
+                return reason
 
     async def _wait(self, deadline: float) -> Wake | None:
         self._pieces_sent = self._bytes_sent = 0  # whoever waits lets others run
@@ -184,36 +199,39 @@ class SocketTransport:
     async def send(self, data: bytes, stall: float) -> None:
         self._raise_if_broken()
         self._stall = stall
-        if self._file_is_going:
-            self._held.append(data)
-            self._unsent += len(data)
-        elif self._unsent:
-            self._out.append(data)
+        if self._turns:
+            self._turns[-1].held.append(data)
             self._unsent += len(data)
         else:
-            try:
-                sent = self._socket.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._break()
-                raise ClientDisconnected("the client has left") from None
-            if sent < len(data):
-                self._keep(memoryview(data)[sent:])
+            self._put(data)
         if self._unsent > READ_AHEAD:
-            await self._wait_for_room(READ_AHEAD)
+            # Cancelling this loses nothing: the bytes are in the queue.
+            while self._unsent > READ_AHEAD:
+                await self._park_for_out()
         else:
             self._pieces_sent += 1
             self._bytes_sent += len(data)
             if self._pieces_sent >= YIELD_AFTER_PIECES or self._bytes_sent >= YIELD_AFTER_BYTES:
                 await self._yield()
 
-    def _keep(self, rest: bytes | memoryview) -> None:
-        """Keep what the kernel did not take until it says that there is room."""
-        self._out.appendleft(rest)
-        self._unsent += len(rest)
-        self._write_timer.set(trio.current_time() + self._stall)
-        self._want_out(True)
+    def _put(self, data: bytes) -> None:
+        """Give it to the kernel; keep what that does not take until it says that there is room."""
+        if self._out:
+            self._out.append(data)
+            self._unsent += len(data)
+            return
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._break()
+            raise ClientDisconnected("the client has left") from None
+        if sent < len(data):
+            self._out.append(memoryview(data)[sent:])
+            self._unsent += len(data) - sent
+            self._write_timer.set(trio.current_time() + self._stall)
+            self._want_out(True)
 
     def _want_out(self, wants: bool) -> None:
         # Not for good: a unix socket would wake us for every read of its peer.
@@ -221,9 +239,8 @@ class SocketTransport:
             self._wants_out = wants
             self._reactor.want_out(self.fileno, wants)
 
-    def _flush(self) -> None:
-        """The kernel has room: give it what was kept."""
-        progress = False
+    def _flush(self, progress: bool = False) -> None:
+        """The kernel may have room: give it what was kept. ``progress``: the peer has taken something."""
         try:
             while self._out:
                 sent = self._socket.send(self._out[0])
@@ -238,12 +255,11 @@ class SocketTransport:
         except OSError:
             self._break()
             return
-        if self._out:
-            if progress:
-                self._write_timer.set(trio.current_time() + self._stall)
-        else:
+        if not self._out:
             self._write_timer.set(inf)
-            self._want_out(False)
+        elif progress:
+            self._write_timer.set(trio.current_time() + self._stall)
+        self._want_out(bool(self._out))
         _unpark(self._out_lot)
 
     def _break(self) -> None:
@@ -260,42 +276,49 @@ class SocketTransport:
         if self.is_broken:
             raise ClientDisconnected("the client has left")
 
-    async def _wait_for_room(self, limit: int) -> None:
-        """Wait until at most this many bytes are unsent. Cancelling it loses none of them."""
-        while self._unsent > limit:
-            await self._park_for_out()
-            self._raise_if_broken()
-
     async def _park_for_out(self) -> None:
+        """Wait until some of what is unsent has gone out, or a file. Raises when nothing can any more."""
         if self._out_lot is None:
             self._out_lot = trio.lowlevel.ParkingLot()
         self._pieces_sent = self._bytes_sent = 0
         await self._out_lot.park()
+        self._raise_if_broken()
 
     async def _yield(self) -> None:
         self._pieces_sent = self._bytes_sent = 0
         await trio.lowlevel.checkpoint()
 
     async def flush(self) -> None:
-        await self._wait_for_room(0)
+        self._raise_if_broken()
+        while self._out or self._turns:
+            await self._park_for_out()
 
     # Files
 
     async def send_file(self, piece: FilePiece, stall: float) -> None:
-        while self._file_is_going:
-            await self._park_for_out()
-        await self.send(piece.before, stall)
-        self._file_is_going = True
+        self._raise_if_broken()
+        self._stall = stall
+        turn = _Turn()
+        self._turns.append(turn)
         try:
-            await self._wait_for_room(0)
+            while self._turns[0] is not turn:
+                await self._park_for_out()
+            await self._send_framed(piece)
+        finally:
+            self._end_turn(turn, piece.after)
+
+    async def _send_framed(self, piece: FilePiece) -> None:
+        try:
+            self._put(piece.before)
+            while self._out:
+                await self._park_for_out()
             await self._send_file(piece)
         except BaseException:
-            # Nobody knows how much of the file went out, so nothing may follow it.
-            self._break()
+            # Nobody knows how much of the file went out, so nothing may follow it. That is not the client's doing: it
+            # has not left.
+            self.is_broken = True
+            self._drop_unsent()
             raise
-        finally:
-            self._file_is_going = False
-            self._release_held(piece.after)
 
     async def _send_file(self, piece: FilePiece) -> None:
         offset, end = piece.offset, piece.offset + piece.count
@@ -304,9 +327,13 @@ class SocketTransport:
             try:
                 sent = os.sendfile(self.fileno, piece.file, offset, min(FILE_PIECE, end - offset))
             except BlockingIOError:
-                await self._wait_writable()
+                self._write_timer.set(trio.current_time() + self._stall)
+                self._want_out(True)
+                await self._park_for_out()
                 continue
-            except OSError:
+            except OSError as error:
+                if error.errno in _FILE_ERRORS:
+                    raise
                 self._break()
                 continue
             if sent == 0:
@@ -314,34 +341,33 @@ class SocketTransport:
             offset += sent
             await trio.lowlevel.checkpoint()
 
-    async def _wait_writable(self) -> None:
-        self._write_timer.set(trio.current_time() + self._stall)
-        self._want_out(True)
-        await self._park_for_out()
-
-    def _release_held(self, after: bytes) -> None:
-        """A file has gone out, or failed: what was to follow it may go."""
+    def _end_turn(self, turn: _Turn, after: bytes) -> None:
+        """A file has gone out, or will not: what was to follow it may go."""
+        index = self._turns.index(turn)
+        del self._turns[index]
         if self.is_broken:
-            self._drop_unsent()
+            return
+        if index:
+            # Cancelled before its turn came. Nothing of it went out, so what waits behind it waits for the one before.
+            self._turns[index - 1].held += turn.held
             return
         self._unsent += len(after)
         self._out.append(after)
-        self._out += self._held
-        self._held.clear()
-        self._want_out(True)
-        self._flush()
+        self._out += turn.held
+        self._flush(progress=True)
 
     # Closing
 
     async def send_eof(self) -> None:
-        if not self.is_broken:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            await self.flush()
+            self._socket.shutdown(socket.SHUT_WR)
 
     async def aclose(self, *, reset: bool = False) -> None:
         if self._is_closed:
             return
-        self._is_closed = self.is_broken = True
+        self._is_closed = self.is_broken = self.has_left = True
+        self._readable = False
         self._read_timer.close()
         self._write_timer.close()
         # Before closing, and without a checkpoint in between: the number may be another connection's at once.

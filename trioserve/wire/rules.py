@@ -52,7 +52,7 @@ def check_raw_head(head: bytes, *, max_fields: int) -> None:
 
 
 def _check_lengths(head: bytes) -> None:
-    # On the raw bytes, as h11 makes one of lengths that agree. A search of the lower-case head costs 0.3 µs.
+    # On the raw bytes, as h11 makes one of lengths that agree.
     begin = head.find(_LENGTH_NAME)
     if begin < 0:
         return
