@@ -80,21 +80,17 @@ class Connections:
     async def _serve_http(self, stream: trio.abc.Stream, endpoint: Endpoint) -> None:
         server = self._server
         transport = self._make_transport(stream)
-        connection = HTTP11Connection(transport, H11Codec(server.config, self._heads), endpoint, server)
         try:
             # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it.
             # So the application runs in a child task, and what comes out of that ends here.
             async with trio.open_nursery() as nursery:
-
-                async def run() -> None:
-                    await connection.run()
-                    nursery.cancel_scope.cancel()
-
-                server.base.copy().run(partial(nursery.start_soon, run, name="trioserve connection"))
+                codec = H11Codec(server.config, self._heads)
+                connection = HTTP11Connection(transport, codec, endpoint, server, nursery)
+                server.base.copy().run(partial(nursery.start_soon, connection.run, name="trioserve connection"))
                 if isinstance(transport, StreamTransport):
                     await transport.watch()
         finally:
-            await transport.aclose(reset=connection.must_reset)
+            await transport.aclose()
 
     def _make_transport(self, stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
         if self._reactor is None or not isinstance(stream, trio.SocketStream):

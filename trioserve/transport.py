@@ -36,13 +36,21 @@ class Transport(Protocol):
     has_waited: bool
     """Set by a receive that suspended its task; whoever wants to know clears it before."""
 
-    def tell_when_left(self, tell: Callable[[], None]) -> None:
-        """Call this once, in whichever task notices that the peer has left. For one at a time."""
+    def tell(self, *, left: Callable[[], None], unread: Callable[[], None]) -> None:
+        """Call ``left`` once, when the peer has left, and ``unread`` when bytes come for which nobody waits.
+
+        In whichever task notices it; both must not wait. For one owner of the connection at a time.
+        """
         ...
 
     @property
     def has_left(self) -> bool:
         """The peer has closed its side, or the connection is lost. Bytes may still wait to be received."""
+        ...
+
+    @property
+    def has_unread(self) -> bool:
+        """A receive may find something without waiting."""
         ...
 
     @property

@@ -53,6 +53,7 @@ class SocketTransport:
         "_is_closed",
         "_left_lot",
         "_on_left",
+        "_on_unread",
         "_out",
         "_out_lot",
         "_pieces_sent",
@@ -91,6 +92,7 @@ class SocketTransport:
         self.is_broken = False
         self._is_closed = False
         self._on_left: Callable[[], None] = _nothing
+        self._on_unread: Callable[[], None] = _nothing
         # What the kernel did not take, in order; the files, of which the first is going; the bytes in both; who waits
         # for them to get less.
         self._out: deque[bytes | memoryview] = deque()
@@ -112,6 +114,8 @@ class SocketTransport:
             self._readable = not events & ERROR
             if self._reader is not None:
                 self._wake_reader(None)
+            elif not events & LEFT:
+                self._on_unread()
         if events & LEFT:
             if events & RESET:
                 self.is_broken = True
@@ -119,8 +123,12 @@ class SocketTransport:
         if events & WRITABLE and self._wants_out:
             self._flush()
 
-    def tell_when_left(self, tell: Callable[[], None]) -> None:
-        self._on_left = tell
+    def tell(self, *, left: Callable[[], None], unread: Callable[[], None]) -> None:
+        self._on_left, self._on_unread = left, unread
+
+    @property
+    def has_unread(self) -> bool:
+        return self._readable
 
     def _leave(self) -> None:
         if not self.has_left:

@@ -50,6 +50,9 @@ class StreamTransport:
         self.has_left = False
         self.is_broken = False
         self._on_left: Callable[[], None] = _nothing
+        self._on_unread: Callable[[], None] = _nothing
+        self._watch_scope = trio.CancelScope()
+        self._watch_ended: trio.Event | None = None
 
     @property
     def can_send_files(self) -> bool:
@@ -58,21 +61,35 @@ class StreamTransport:
     # Reading
 
     async def watch(self) -> None:
-        """Read ahead until the peer has left or this is cancelled."""
-        receive = self._stream.receive_some
+        """Read ahead until the peer has left, the transport is closed, or this is cancelled."""
+        self._watch_ended = trio.Event()
         try:
-            while data := await receive(READ_AHEAD - self._buffered):
-                self._chunks.append(bytes(data))
-                self._buffered += len(data)
-                self._wake_reader(None)
-                while self._buffered >= READ_AHEAD:
-                    await self._watcher_lot.park()
+            with self._watch_scope:
+                await self._read_ahead()
         except _LOST:
             self.is_broken = True
-        self._leave()
+        finally:
+            self._watch_ended.set()
+        if not self._watch_scope.cancelled_caught:
+            self._leave()
 
-    def tell_when_left(self, tell: Callable[[], None]) -> None:
-        self._on_left = tell
+    async def _read_ahead(self) -> None:
+        receive = self._stream.receive_some
+        while data := await receive(READ_AHEAD - self._buffered):
+            self._chunks.append(bytes(data))
+            self._buffered += len(data)
+            if self._reader is None:
+                self._on_unread()
+            self._wake_reader(None)
+            while self._buffered >= READ_AHEAD:
+                await self._watcher_lot.park()
+
+    def tell(self, *, left: Callable[[], None], unread: Callable[[], None]) -> None:
+        self._on_left, self._on_unread = left, unread
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._chunks)
 
     def _leave(self) -> None:
         if not self.has_left:
@@ -255,7 +272,11 @@ class StreamTransport:
         self.is_broken = True
         if reset:
             _make_close_reset(self._stream)
+        self._watch_scope.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_PATIENCE):
+            if self._watch_ended is not None:
+                # TLS says goodbye only if nobody is reading.
+                await self._watch_ended.wait()
             await self._stream.aclose()
         self._queue_lot.unpark_all()
 

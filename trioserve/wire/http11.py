@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from math import inf
 
 import trio
@@ -31,40 +32,56 @@ HEAD_PATIENCE_AT_STOP = 1.0
 
 
 class HTTP11Connection:
-    """Serves one transport until it closes. ``run`` is the connection's task; it does not close the transport."""
+    """Serves one transport until it closes. ``run`` is the connection's task.
 
-    def __init__(self, transport: Transport, codec: Codec, endpoint: Endpoint, server: ServerContext) -> None:
+    An application may run on after its response, for its background tasks. When the client then sends its next request,
+    the connection goes on in a successor, in a task of its own: nobody waits for another request's background task.
+    """
+
+    def __init__(
+        self, transport: Transport, codec: Codec, endpoint: Endpoint, server: ServerContext, nursery: trio.Nursery
+    ) -> None:
         self._transport = transport
         self._codec = codec
         self._endpoint = endpoint
         self._server = server
+        self._nursery = nursery
         self._exchange: HTTP11Exchange | None = None
         self._served = 0
+        self._successor: HTTP11Connection | None = None
+        self._looks_for_successor = False
         # Cancelled only to stop the application; made once, as a scope costs a quarter of a whole request.
         self._application_scope = trio.CancelScope()
         self._timer = server.clock.timer(self._stop_application)
         self._request_deadline = inf
         self._grace_deadline = inf
-        self.must_reset = False
-        """The client could mistake an ordinary close for the end of the response."""
+        # The client could mistake an ordinary close for the end of the response.
+        self._must_reset = False
 
-    async def run(self) -> None:
-        """Serve requests until the connection cannot carry another."""
+    async def run(self, finished: HTTP11Exchange | None = None) -> None:
+        """Serve requests until the connection cannot carry another, and close the transport.
+
+        ``finished`` is the exchange after which a successor takes over. A predecessor leaves the transport alone.
+        """
         transport, drain = self._transport, self._server.drain
-        transport.tell_when_left(self._client_left)
+        transport.tell(left=self._client_left, unread=self._find_successor)
         drain.register(self._tell_drain)
         try:
             with self._application_scope:
-                await self._serve_requests()
-            if self._application_scope.cancelled_caught:
-                await self._answer_for_stopped()
-            with contextlib.suppress(ClientDisconnected):
-                await transport.flush()
+                if finished is None or await self._make_reusable(finished):
+                    await self._serve_requests()
+            if self._successor is None:
+                if self._application_scope.cancelled_caught:
+                    await self._answer_for_stopped()
+                with contextlib.suppress(ClientDisconnected):
+                    await transport.flush()
         finally:
             self._timer.close()
             drain.unregister(self._tell_drain)
             if self._exchange is not None:
                 self._finish_exchange(self._exchange)
+            if self._successor is None:
+                await transport.aclose(reset=self._must_reset)
 
     async def _serve_requests(self) -> None:
         reusable = self._transport.has_waited = True
@@ -76,6 +93,8 @@ class HTTP11Connection:
                 return
             exchange = self._begin_exchange(head)
             await self._handle(exchange, head)
+            if self._successor is not None:
+                return
             reusable = await self._make_reusable(exchange)
             # The next call of the application finds fresh context variables only if this task is suspended in between;
             # and a client that pipelines must not keep all others waiting.
@@ -170,7 +189,7 @@ class HTTP11Connection:
         exchange.finish(Outcome.CLIENT_LEFT if exchange.has_left else Outcome.SHUTDOWN)
         self._disarm()
         if exchange.has_aborted and self._codec.ends_by_close:
-            self.must_reset = True
+            self._must_reset = True
 
     def _exchange_ended(self) -> None:
         """Once the response is complete nothing is cancelled for the client's sake: background tasks may run on."""
@@ -178,8 +197,11 @@ class HTTP11Connection:
         if exchange is not None and exchange.is_refused:
             # The handler runs on without anyone to answer: as if its client had left.
             self._client_left()
-        elif self._timer.deadline != inf:
+            return
+        if self._timer.deadline != inf:
             self._disarm()
+        if self._codec.has_begun or (self._transport.has_unread and not self._transport.has_left):
+            self._find_successor()
 
     def _disarm(self) -> None:
         self._request_deadline = self._grace_deadline = inf
@@ -233,6 +255,28 @@ class HTTP11Connection:
             came = await self._transport.receive(deadline)
             if came == b"" or came is Wake.DEADLINE:
                 return
+
+    # The successor
+
+    def _find_successor(self) -> None:
+        """The client has sent something that nobody waits for: a next request, if the response is complete."""
+        exchange = self._exchange
+        if exchange is not None and exchange.ended and not exchange.must_close and not self._looks_for_successor:
+            self._looks_for_successor = True
+            start = partial(self._nursery.start_soon, self._succeed, exchange, name="trioserve connection")
+            self._server.base.copy().run(start)
+
+    async def _succeed(self, exchange: HTTP11Exchange) -> None:
+        # Most applications return at once, and then no successor is needed.
+        await trio.lowlevel.checkpoint()
+        self._looks_for_successor = False
+        if self._exchange is exchange:
+            self._server.drain.unregister(self._tell_drain)
+            successor = self._successor = HTTP11Connection(
+                self._transport, self._codec, self._endpoint, self._server, self._nursery
+            )
+            successor._served = self._served
+            await successor.run(exchange)
 
     # What stops the application
 
