@@ -236,6 +236,19 @@ async def test_all_that_a_closed_unix_peer_sent_is_received() -> None:
             assert await receive_to_end(side.transport) == data
 
 
+async def test_after_the_end_is_known_only_the_kernel_says_that_all_is_read() -> None:
+    """A read is also short where a unix peer passed a descriptor; once no more edges come, reading goes on to the
+    end.
+    """
+    with trio.fail_after(DEADLINE):
+        async with socket_side(unix_sockets) as side:
+            socket.send_fds(side.raw_peer, [b"one"], [0])
+            side.raw_peer.send(b"two")
+            side.peer.socket.close()
+            await side.transport.wait_left()
+            assert await receive_to_end(side.transport) == b"onetwo"
+
+
 async def test_an_event_of_a_closed_socket_reaches_nobody() -> None:
     """What the kernel had to say of a socket that has been closed meanwhile, and of its number's next owner, is not
     mixed up.
@@ -473,7 +486,8 @@ async def test_all_who_wait_learn_that_the_peer_stalls() -> None:
         with trio.fail_after(DEADLINE):
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
-                    nursery.start_soon(note, lambda: side.transport.send(b"x" * 300_000, 0.1))
+                    nursery.start_soon(note, lambda: side.transport.send(b"x" * 300_000, 0.2))
+                await trio.testing.wait_all_tasks_blocked()
                 nursery.start_soon(note, side.transport.flush)
         assert len(raised) == 4
 
@@ -547,6 +561,7 @@ async def test_closing_wakes_those_who_wait_for_room() -> None:
         with trio.fail_after(DEADLINE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(note, lambda: side.transport.send(b"x" * 300_000, STALL))
+                await trio.testing.wait_all_tasks_blocked()
                 nursery.start_soon(note, side.transport.flush)
                 await trio.testing.wait_all_tasks_blocked()
                 await side.transport.aclose()
