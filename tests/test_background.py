@@ -1,4 +1,4 @@
-"""An application that runs on after its response: background tasks, and the requests that follow on their connection."""
+"""An application that runs on after its response, and the requests that follow on its connection."""
 
 from __future__ import annotations
 

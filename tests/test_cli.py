@@ -5,6 +5,7 @@ import signal
 import socket
 
 import pytest
+import trustme
 
 from trioserve.config import options
 
@@ -27,6 +28,49 @@ def test_serves_until_interrupted(folder):
         assert program.wait() == 0
     assert "lifespan shutdown" in program.output
     assert "stopped: 1 request served" in program.errors
+
+
+def test_banner_of_a_tls_server(folder):
+    """The scheme of the address says that it speaks TLS; nothing else has to."""
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(folder / "both.pem"))
+    with start(*SERVE, "main:app", "--port", "0", "--ssl-certfile", "both.pem", cwd=folder) as program:
+        program.wait_for(r"listening on https://127\.0\.0\.1:\d+\n")
+        program.wait_for("Ctrl-C stops")
+        program.signal()
+        assert program.wait() == 0
+
+
+def test_idle_stop(folder):
+    """A stop that waits for nothing only says that it stops."""
+    with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program:
+        program.wait_for("Ctrl-C stops")
+        program.signal()
+        assert program.wait() == 0
+    assert "info: stopping\n" in program.errors
+
+
+def test_closed_stdout(folder):
+    """Once nobody reads stdout any more there are no access lines: one line says so, and the server goes on."""
+    (folder / "quiet.py").write_text(APP + "def print(*words, **keywords): pass\n")
+    script = (
+        "import os\n"
+        "from trioserve.cli import main\n"
+        "read, write = os.pipe()\n"
+        "os.dup2(write, 1)\n"
+        "os.close(write)\n"
+        "os.close(read)\n"
+        "main()\n"
+    )
+    with start("-c", script, "quiet:app", "--port", "0", cwd=folder) as program:
+        for _ in range(3):
+            program.connect("/").close()
+        program.wait_for("no more access lines")
+        program.signal()
+        # 120 would be Python's own last words on a stream that it cannot flush.
+        assert program.wait() == 0
+    assert "stopped: 3 requests served" in program.errors
+    assert program.errors.count("stdout") == 1
+    assert "Error" not in program.errors
 
 
 def test_terminate_drains_too(folder):
@@ -61,7 +105,7 @@ def test_first_interrupt_tells_and_the_second_cuts(folder):
 def test_third_interrupt_changes_nothing(folder):
     """After the second Ctrl-C clean-up has its time; more of them are answered, and cut nothing short."""
     with start(*SERVE, "main:app", "--port", "0", cwd=folder) as program, program.connect("/linger"):
-        for answer in ("waiting for 1 request", "warning: cutting what still runs", "warning: still cutting"):
+        for answer in ("waiting for 1 request", "warning: cancelled;", "warning: still cleaning up"):
             program.signal()
             program.wait_for(answer)
         program.process.stdin.close()
@@ -96,8 +140,41 @@ def test_handler_that_refuses_to_end_meets_the_hard_deadline(folder):
         program.wait_for("Ctrl-C again cuts")
         program.signal()
         assert program.wait() == 1
-    assert "cutting what still runs" in program.errors
-    assert "most recent call first" in program.errors
+    announced = "cancelled; the process ends in 0.3 s if clean-up takes longer, with every thread's stack\n"
+    assert 0 < program.errors.index(announced) < program.errors.index("most recent call first")
+
+
+def test_blocked_loop_does_not_hear_a_signal(folder):
+    """A second Ctrl-C that finds the first unheard says what follows, because the event loop cannot."""
+    clocks = ("--timeout-graceful-shutdown", "60", "--timeout-hard-shutdown", "0.3")
+    with start(*SERVE, "main:app", "--port", "0", *clocks, cwd=folder) as program, program.connect("/block"):
+        # Signals of one kind that have not been handled yet are one signal.
+        program.signal(signal.SIGTERM)
+        program.signal(signal.SIGINT)
+        assert program.wait() == 1
+    announced = "the event loop has not heard the last signal yet; if it never does, the process ends in 0.3 s"
+    assert 0 < program.errors.index(announced) < program.errors.index("most recent call first")
+
+
+@pytest.mark.parametrize("target", ["main:make", "main:Site"])
+def test_forgotten_factory(folder, target):
+    """What cannot be called as an application is refused at the start, with --factory where that would help."""
+    (folder / "main.py").write_text("def make():\n    return make\n\nclass Site:\n    pass\n")
+    program = finish(*SERVE, target, "--port", "0", cwd=folder)
+    assert program.process.returncode == 3
+    assert program.errors.endswith(
+        f"error: {target!r} is not an application: it cannot be called with (scope, receive, send): too many "
+        "positional arguments; if it returns the application, add --factory\n"
+    )
+    assert program.errors.count("\n") == 1
+
+
+def test_factory_too_many(folder):
+    """--factory on the application itself is refused at the start, in one line."""
+    program = finish(*SERVE, "main:app", "--factory", "--port", "0", cwd=folder)
+    assert program.process.returncode == 3
+    assert program.errors.endswith("; if it is the application itself, leave --factory out\n")
+    assert program.errors.count("\n") == 1
 
 
 def test_missing_attribute_cannot_start(folder):
@@ -155,8 +232,8 @@ def test_terminate_during_startup(folder):
     [
         (["main"], "APP must be module:attribute, not 'main'; did you mean 'main:app'?"),
         (["main.py"], "APP must be module:attribute, not 'main.py'; did you mean 'main:app'?"),
-        ([], "APP is missing"),
-        (["main:app", "--prot", "1"], "--port"),
+        ([], "APP is missing: name your application as module:attribute, such as main:app, or try trioserve.demo:app"),
+        (["main:app", "--prot", "1"], "there is no option '--prot'; did you mean '--port'?"),
         (["main:app", "--port", "http"], "port must be a whole number from 0 to 65535, not 'http'"),
         (["main:app", "--bind", "localhost"], "bind must be HOST:PORT"),
         (["main:app", "--http", "h3"], "http must be one of auto, h11"),
@@ -169,6 +246,14 @@ def test_wrong_usage(folder, arguments, said):
     program = finish(*SERVE, *arguments, cwd=folder)
     assert program.process.returncode == 2
     assert said in " ".join(program.errors.split())
+
+
+@pytest.mark.parametrize("name", ["--zzzload", "-p"])
+def test_unknown_option_like_no_other(folder, name):
+    """Where no option is near, none is proposed: two hyphens in common are no likeness."""
+    program = finish(*SERVE, name, "main:app", cwd=folder)
+    assert program.process.returncode == 2
+    assert program.errors.endswith(f"Error: there is no option '{name}'\n")
 
 
 def test_wrong_app_in_the_environment_is_wrong_usage(folder):
@@ -199,7 +284,7 @@ def test_print_config(folder):
     assert shown["backlog = 7"] == "environment TRIOSERVE_BACKLOG"
     assert shown['host = "::1"'] == f"file {folder / 'trioserve.toml'}"
     assert shown["date_header = true"] == "default"
-    assert "TRIOSERVE_PROT is not an option; did you mean 'TRIOSERVE_PORT'?" in program.errors
+    assert "TRIOSERVE_PROT is ignored: there is no such option; did you mean 'TRIOSERVE_PORT'?" in program.errors
 
 
 def test_values_read_from_the_command_line(folder):

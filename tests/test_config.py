@@ -256,7 +256,10 @@ def test_replace_makes_a_checked_copy():
         ("fd", " None ", None),
         ("uds", "/x", "/x"),
         ("bind", "a:1, b:2,,", ("a:1", "b:2")),
+        ("bind", "a:1\n b:2\r\n\n", ("a:1", "b:2")),
         ("bind", "", ()),
+        ("header", "Cache-Control: no-store, max-age=0", ("Cache-Control: no-store, max-age=0",)),
+        ("header", "A: b, c\nD: e", ("A: b, c", "D: e")),
         ("uds_permissions", "660", 0o660),
         ("factory", "YES", True),
         ("factory", "off", False),
@@ -269,7 +272,8 @@ def test_replace_makes_a_checked_copy():
     ],
 )
 def test_an_option_is_read_from_text(name, text, value):
-    """What the environment and the command line give: true and false in several words, none, octal modes, commas."""
+    """What the environment and the command line give: true and false in several words, none, octal modes, several
+    values."""
     assert BY_NAME[name].parse(text) == value
 
 

@@ -183,6 +183,60 @@ def test_not_callable(project):
     assert str(failure("site_k:app")) == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("def app(): ...\n", "too many positional arguments; if it returns the application, add --factory"),
+        ("def app(debug=False): ...\n", "too many positional arguments; if it returns the application, add --factory"),
+        ("from json import loads as app\n", "too many positional arguments"),
+        ("def app(a, b, c, d): ...\n", "missing a required argument: 'd'"),
+        ("def app(scope, receive, send, *, more): ...\n", "missing a required argument: 'more'"),
+    ],
+)
+def test_not_an_application(project, source, why):
+    """What cannot be called with (scope, receive, send) is refused; --factory is proposed where it would work."""
+    write(project / "site_l.py", source)
+    expected = "'site_l:app' is not an application: it cannot be called with (scope, receive, send): "
+    message = str(failure("site_l:app"))
+    assert message.startswith(expected)
+    # Newer Pythons say "a required keyword-only argument".
+    assert message.removeprefix(expected).replace("keyword-only ", "") == why
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Site:\n    async def __call__(self, scope, receive, send): ...\napp = Site()\n",
+        "class Site:\n    async def run(self, scope, receive, send, more=1): ...\napp = Site().run\n",
+        "async def app(*args): ...\n",
+        "import functools\nasync def three(one, scope, receive, send): ...\napp = functools.partial(three, 1)\n",
+        # A decorator may change what a function takes.
+        "import functools\n@functools.wraps(lambda: 1)\nasync def app(scope, receive, send): ...\n",
+        # Nobody can tell what it takes.
+        "class Site:\n    __signature__ = 1\n    def __call__(self): ...\napp = Site()\n",
+        "async def app(scope: 'Missing', receive, send): ...\n",
+    ],
+)
+def test_applications_of_every_kind(project, source):
+    """Whatever can be called with (scope, receive, send) passes, and what does not tell how it is called."""
+    write(project / "site_m.py", source)
+    assert load_app("site_m:app", app_dir=None) is sys.modules["site_m"].app
+
+
+def test_factory_is_not_taken_for_an_application(project):
+    """With factory it is left to the server, which calls the factory, to say what is wrong with it."""
+    write(project / "site_n.py", "def app(): ...\n")
+    assert load_app("site_n:app", app_dir=None, factory=True) is sys.modules["site_n"].app
+
+
+def test_object_that_is_not_an_application():
+    """An application given itself is looked at in the same way."""
+
+    def make(): ...
+
+    assert str(failure(make)).startswith(f"{make!r} is not an application: it cannot be called with ")
+
+
 def test_user_traceback_is_none_without_a_frame_of_the_user():
     """A trace that lies wholly in trioserve or Trio has no part that concerns the user."""
     assert user_traceback(None) is None

@@ -1,9 +1,11 @@
 """What is logged and how it is shown."""
 
 import dataclasses
+import errno
 import io
 import json
 import logging
+import os
 import sys
 
 import pytest
@@ -246,6 +248,67 @@ def test_json_format(capsys):
     assert (json.loads(out)["status"], json.loads(err)["message"]) == (200, "well")
 
 
+class Pipe(io.StringIO):
+    """A stream whose reader may leave."""
+
+    is_broken = False
+
+    def write(self, text):
+        if self.is_broken:
+            raise BrokenPipeError
+        return super().write(text)
+
+    def break_(self):
+        self.is_broken = True
+
+
+@pytest.mark.parametrize("end", [Pipe.break_, Pipe.close])
+def test_access_log_falls_silent_once_its_stream_is_gone(monkeypatch, capsys, end):
+    """Once stdout is closed there are no more access lines, and one line on stderr says so."""
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    configure_logging(Config())
+    end(sys.stdout)
+    log_exchange(RECORD)
+    log_exchange(RECORD)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(" warning: stdout is closed: there are no more access lines")
+
+
+def test_stderr_gone(monkeypatch, capsys):
+    """Once stderr is closed there is nobody left to tell, and the access lines go on."""
+    monkeypatch.setattr(sys, "stderr", Pipe())
+    configure_logging(Config())
+    sys.stderr.break_()
+    server_log.info("unheard")
+    log_exchange(RECORD)
+    assert "GET /x" in capsys.readouterr().out
+
+
+def test_what_was_left_in_a_broken_pipe_goes_nowhere(monkeypatch):
+    """Python flushes stdout at its end, which must not fail for the line that found the pipe broken."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        configure_logging(Config())
+        log_exchange(RECORD)
+        print("the application's own line", file=pipe, flush=True)
+
+
+def test_other_errors_of_a_stream_are_shown(monkeypatch, capsys):
+    """A full disk may have room again: each failure is logging's to show, and the next line is tried."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    configure_logging(Config())
+    log_exchange(RECORD)
+    log_exchange(RECORD)
+    assert capsys.readouterr().err.count("--- Logging error ---") == 2
+
+
 def test_colours_on_a_terminal(monkeypatch):
     """A terminal gets colours."""
     assert "\x1b[" in shown_on_a_terminal(monkeypatch, Config())
@@ -266,8 +329,9 @@ def test_colours_as_asked(monkeypatch, use_colors):
 
 
 def test_without_a_console(monkeypatch):
-    """A process without standard streams logs nothing and does not fail."""
-    monkeypatch.setattr(sys, "stdout", None)
+    """A process without standard streams, or with closed ones, logs nothing and does not fail."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys, "stderr", None)
+    sys.stdout.close()
     configure_logging(Config())
     assert not server_log.handlers

@@ -104,7 +104,7 @@ def test_strange_variables_are_warned_of(folder):
         program.wait_for("Ctrl-C stops")
         program.signal()
         assert program.wait() == 0
-    assert program.errors.count("warning: environment variable TRIOSERVE_PROT is not an option") == 1
+    assert program.errors.count("warning: environment variable TRIOSERVE_PROT is ignored") == 1
 
 
 def test_cannot_start(folder):

@@ -400,6 +400,21 @@ async def test_a_factory_that_raises_fails_the_start():
     assert given.fileno() == -1
 
 
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        (respond(), "'scope'; if it is the application itself, leave --factory out"),
+        (lambda settings: respond(), "'settings'"),
+    ],
+)
+async def test_a_factory_must_take_no_arguments(factory, said):
+    """What needs arguments is refused uncalled; that it is the application itself is said only if it could be."""
+    with nothing_left(), pytest.raises(AppLoadError) as caught:
+        await serve(factory, port=0, factory=True)
+    expected = f"the application factory must take no arguments: missing a required argument: {said}"
+    assert str(caught.value) == expected
+
+
 async def test_a_factory_must_return_an_application():
     """A factory that returns nothing that can be called is refused at the start, and not at the first request."""
     with nothing_left(), pytest.raises(AppLoadError) as caught:

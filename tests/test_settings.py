@@ -205,7 +205,22 @@ def test_strange_variable():
     """A variable that looks like ours and is not gives one warning, with the nearest name."""
     os.environ["TRIOSERVE_PROT"] = "1"
     (warning,) = read_settings({}).warnings
-    assert warning == "environment variable TRIOSERVE_PROT is not an option; did you mean 'TRIOSERVE_PORT'?"
+    assert warning == (
+        "environment variable TRIOSERVE_PROT is ignored: there is no such option; did you mean 'TRIOSERVE_PORT'?"
+    )
+
+
+def test_strange_variable_like_no_other():
+    """The prefix that all have in common is no likeness."""
+    os.environ["TRIOSERVE_XYZ"] = "1"
+    (warning,) = read_settings({}).warnings
+    assert warning == "environment variable TRIOSERVE_XYZ is ignored: there is no such option"
+
+
+def test_header_in_the_environment():
+    """A header in the environment keeps its commas; several are given one per line."""
+    os.environ["TRIOSERVE_HEADER"] = "Cache-Control: no-store, max-age=0\nX-A: b"
+    assert read_settings({}).config.header == ("Cache-Control: no-store, max-age=0", "X-A: b")
 
 
 @pytest.mark.parametrize("how", ["command line", "environment", "file"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from trioserve.config import Config
 from trioserve.observer import Phase
@@ -86,6 +87,27 @@ async def test_signals_before_the_loop_are_told_then(signals):
     signal.raise_signal(signal.SIGTERM)
     told = []
     signals.attach(trio.lowlevel.current_trio_token(), told.append)
+    assert told == [1, 2]
+
+
+def test_signals_that_the_loop_does_not_hear(capfd, signals):
+    """A signal that finds the last one unheard says what follows if the loop stays blocked; one alone does not."""
+    told = []
+    said = []
+
+    async def receive_two():
+        signals.attach(trio.lowlevel.current_trio_token(), told.append)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            said.append(capfd.readouterr().err)
+        await trio.testing.wait_all_tasks_blocked()
+
+    trio.run(receive_two)
+    assert said == [
+        "",
+        "warning: the event loop has not heard the last signal yet; if it never does, the process ends in 500 s, "
+        "with every thread's stack\n",
+    ]
     assert told == [1, 2]
 
 

@@ -322,7 +322,7 @@ async def test_saying_that_no_more_is_sent_where_that_is_impossible() -> None:
             assert await read_exactly(side.peer, 4) == b"more"
 
 
-@pytest.mark.parametrize("make", SOCKETS)
+@ALL
 async def test_closing_ends_all_waits(make: MakeSide) -> None:
     """Whoever waits for a transport that is closed is told: the reader gets the end, waits for leaving return."""
     received: list[object] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _OTHER = "Settings and help"
 _EPILOG = """\b
 Each option can also be set in the environment (TRIOSERVE_PORT=8000) and in a file: --config FILE,
 else trioserve.toml in the current folder, else [tool.trioserve] of the nearest pyproject.toml.
+In the environment several values of one option are separated by commas or line breaks.
 The command line wins over the environment, the environment over the file; "none" stands for no value.
 
 \b
@@ -85,7 +87,17 @@ def _default_note(one: Option) -> str:
 
 
 class _Command(click.Command):
-    """Shows its options under the headings of their groups."""
+    """Shows its options under the headings of their groups, and what was probably meant by one that is not there."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            # Not click's own guess: the hyphens that all have in common make it propose --header for --reload.
+            names = [name.lstrip("-") for each in self.params for name in (*each.opts, *each.secondary_opts)]
+            near = difflib.get_close_matches(error.option_name.lstrip("-"), names, 1)
+            hint = f"; did you mean '--{near[0]}'?" if near else ""
+            raise click.UsageError(f"there is no option {error.option_name!r}{hint}", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         headings = [*(group.value for group in Group), _OTHER]
@@ -124,7 +136,9 @@ def _serve(app: str | None, config: str | None, print_config: bool, **given: Any
         click.echo(format_settings(settings))
         return
     if target is None:
-        raise click.UsageError("APP is missing: name the application as module:attribute, such as main:app")
+        raise click.UsageError(
+            "APP is missing: name your application as module:attribute, such as main:app, or try trioserve.demo:app"
+        )
     context.exit(run_settings(target, settings))
 
 

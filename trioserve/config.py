@@ -121,8 +121,9 @@ class Config:
     header: tuple[str, ...] = option(
         (),
         Group.HTTP,
-        "Field added to every response, as 'Name: value'. Repeatable.",
+        "Field added to every response, as 'Name: value'. Repeatable; in TRIOSERVE_HEADER one per line.",
         metavar="FIELD",
+        separator="\n",  # a field's value may contain commas
         check=parse_header,
     )
 

@@ -5,6 +5,7 @@ The library only emits, on the three loggers below; neither importing this modul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -171,11 +172,39 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO, config: Config, *, takes_access: bool) -> None:
         super().__init__(stream)
+        self._takes_access = takes_access
         self.addFilter(lambda record: (record.name == access_log.name) is takes_access)
         if config.log_format == "json":
             self.setFormatter(JSONFormatter())
         else:
             self.setFormatter(TextFormatter(use_colors=_wants_colors(config.use_colors, stream)))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Fall silent once the stream is gone (``trioserve ... | head``); logging's own prints a trace per line."""
+        if not (isinstance(sys.exception(), BrokenPipeError) or self.stream.closed):
+            super().handleError(record)
+            return
+        # Not removed: logging is just walking along the list of handlers.
+        self.setLevel(logging.CRITICAL + 1)
+        _send_nowhere(self.stream)
+        if self._takes_access:
+            server_log.warning("stdout is closed: there are no more access lines")
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """Let the stream's descriptor lead nowhere.
+
+    What the broken pipe has left in the stream's buffer would otherwise fail once more when Python flushes it at the
+    end, and make the exit code 120; and each print() of the application would fail.
+
+    Source: Python's signal module, "Note on SIGPIPE".
+    """
+    # A stream that is closed, or no file at all, has no descriptor.
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def _wants_colors(asked: bool | None, stream: TextIO) -> bool:
@@ -194,9 +223,9 @@ def configure_logging(config: Config) -> None:
     for handler in list(server_log.handlers):
         if isinstance(handler, _ConsoleHandler):
             server_log.removeHandler(handler)
-    # Either is None in a process without a console (pythonw, a service).
+    # Either is None in a process without a console (pythonw, a service), and run() may be called after a close().
     for stream, takes_access in ((sys.stderr, False), (sys.stdout, True)):
-        if stream is not None:
+        if stream is not None and not stream.closed:
             server_log.addHandler(_ConsoleHandler(stream, config, takes_access=takes_access))
     # An application that calls logging.basicConfig() would otherwise repeat every line on the console.
     server_log.propagate = False

@@ -40,12 +40,13 @@ def option(
     above: float | None = None,
     metavar: str | None = None,
     octal: bool = False,
+    separator: str = ",",
     check: Callable[[str], object] | None = None,
 ) -> T:
     """Declare a field of Config.
 
     ``minimum`` and ``maximum`` are the least and the greatest number it takes, ``above`` one it must exceed;
-    ``check`` raises ConfigError for a bad text.
+    ``separator`` stands between several values in one text; ``check`` raises ConfigError for a bad text.
     """
     made: T = field(
         default=default,
@@ -57,6 +58,7 @@ def option(
             "above": above,
             "metavar": metavar,
             "octal": octal,
+            "separator": separator,
             "check": check,
         },
     )
@@ -84,6 +86,7 @@ class Option:
     above: float | None = None
     metavar: str | None = None
     octal: bool = False
+    separator: str = ","
     check_text: Callable[[str], object] | None = None
 
     @classmethod
@@ -104,6 +107,7 @@ class Option:
             above=data["above"],
             metavar=data["metavar"],
             octal=data["octal"],
+            separator=data["separator"],
             check_text=data["check"],
         )
 
@@ -119,10 +123,11 @@ class Option:
     def parse(self, text: str) -> AnyValue:
         """Read the option from text, as an environment variable or a command line gives it.
 
-        A repeatable option is separated by commas. Raises ConfigError.
+        Several values stand one per line, or else between separators. Raises ConfigError.
         """
         if self.repeatable:
-            return self.check([part.strip() for part in text.split(",") if part.strip()])
+            separator = "\n" if "\n" in text else self.separator
+            return self.check([part.strip() for part in text.split(separator) if part.strip()])
         if self.optional and text.strip().lower() == "none":
             return None
         return self.check(self._from_text(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -243,7 +244,26 @@ def merge_options(config: Config | None, options: PlainValues) -> Config:
     return Config.from_plain(options) if config is None else config.replace(**options)
 
 
+def find_misfit(function: AnyValue, *arguments: object) -> str | None:
+    """Why it cannot be called with these arguments; None if it can, or if nobody can tell."""
+    try:
+        # Not what it wraps: a decorator may change what a function takes.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except Exception:  # noqa: BLE001 - reading a signature may evaluate annotations (Python 3.14), the user's code
+        return None
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
 def _call_factory(factory: AnyValue) -> ASGIApp:
+    misfit = find_misfit(factory)
+    if misfit is not None:
+        is_app = find_misfit(factory, "scope", "receive", "send") is None
+        hint = "; if it is the application itself, leave --factory out" if is_app else ""
+        raise AppLoadError(f"the application factory must take no arguments: {misfit}{hint}")
     try:
         app: AnyValue = factory()
     # Foreign code at start-up, like the import of an application: whatever it raises is why the server cannot start.

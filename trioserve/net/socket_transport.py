@@ -9,6 +9,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import inf
 
 import trio
@@ -16,9 +17,8 @@ import trio
 from ..clock import Clock
 from ..errors import ClientDisconnected, WriteTimeout
 from ..transport import READ_AHEAD, FilePiece, Wake
+from .progress import SendProgress
 from .reactor import ERROR, LEFT, READABLE, RESET, WRITABLE, Reactor
-
-RECEIVE_SIZE = 64 * 1024
 
 # A handler that streams without ever waiting must not keep all others waiting.
 YIELD_AFTER_BYTES = 64 * 1024
@@ -27,7 +27,6 @@ YIELD_AFTER_PIECES = 16
 FILE_PIECE = 256 * 1024
 """What sendfile sends at a time: on a cold file it blocks the loop for as long as the disk takes."""
 
-
 # What sendfile says of the file. All else that it says is of the socket.
 _FILE_ERRORS = {errno.EBADF, errno.EINVAL, errno.EIO, errno.EOVERFLOW, errno.ESPIPE}
 
@@ -35,13 +34,11 @@ _FILE_ERRORS = {errno.EBADF, errno.EINVAL, errno.EIO, errno.EOVERFLOW, errno.ESP
 def _nothing() -> None: ...
 
 
+@dataclass(eq=False, slots=True)
 class _Turn:
     """A file's place in the queue, and what was sent behind it, which it keeps back."""
 
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        self.held: list[bytes] = []
+    held: list[bytes] = field(default_factory=list)
 
 
 class SocketTransport:
@@ -49,7 +46,6 @@ class SocketTransport:
 
     __slots__ = (
         "_bytes_sent",
-        "_has_reset",
         "_is_closed",
         "_left_lot",
         "_on_left",
@@ -57,6 +53,7 @@ class SocketTransport:
         "_out",
         "_out_lot",
         "_pieces_sent",
+        "_progress",
         "_reactor",
         "_read_timer",
         "_readable",
@@ -102,6 +99,7 @@ class SocketTransport:
         self._wants_out = False
         self._stall = inf
         self._stalled = False
+        self._progress = SendProgress(sock)
         self._pieces_sent = 0
         self._bytes_sent = 0
         reactor.register(self)
@@ -154,7 +152,7 @@ class SocketTransport:
             if self._readable:
                 self._readable = False
                 try:
-                    data = self._socket.recv(RECEIVE_SIZE)
+                    data = self._socket.recv(READ_AHEAD)
                 except BlockingIOError:
                     pass
                 except OSError:
@@ -163,7 +161,7 @@ class SocketTransport:
                     if data:
                         # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
                         # together with them: its event is behind us.
-                        self._readable = len(data) == RECEIVE_SIZE or self.has_left
+                        self._readable = len(data) == READ_AHEAD or self.has_left
                         return data
                     self._leave()
             if self.has_left:
@@ -212,15 +210,12 @@ class SocketTransport:
             self._unsent += len(data)
         else:
             self._put(data)
-        if self._unsent > READ_AHEAD:
-            # Cancelling this loses nothing: the bytes are in the queue.
-            while self._unsent > READ_AHEAD:
-                await self._park_for_out()
-        else:
-            self._pieces_sent += 1
-            self._bytes_sent += len(data)
-            if self._pieces_sent >= YIELD_AFTER_PIECES or self._bytes_sent >= YIELD_AFTER_BYTES:
-                await self._yield()
+        self._pieces_sent += 1
+        self._bytes_sent += len(data)
+        while self._unsent > READ_AHEAD:
+            await self._park_for_out()  # cancelling this loses nothing: the bytes are in the queue
+        if self._pieces_sent >= YIELD_AFTER_PIECES or self._bytes_sent >= YIELD_AFTER_BYTES:
+            await self._yield()
 
     def _put(self, data: bytes) -> None:
         """Give it to the kernel; keep what that does not take until it says that there is room."""
@@ -238,7 +233,7 @@ class SocketTransport:
         if sent < len(data):
             self._out.append(memoryview(data)[sent:])
             self._unsent += len(data) - sent
-            self._write_timer.set(trio.current_time() + self._stall)
+            self._expect_progress()
             self._want_out(True)
 
     def _want_out(self, wants: bool) -> None:
@@ -266,7 +261,7 @@ class SocketTransport:
         if not self._out:
             self._write_timer.set(inf)
         elif progress:
-            self._write_timer.set(trio.current_time() + self._stall)
+            self._expect_progress()
         self._want_out(bool(self._out))
         _unpark(self._out_lot)
 
@@ -274,9 +269,16 @@ class SocketTransport:
         self.is_broken = True
         self._leave()
 
+    def _expect_progress(self) -> None:
+        self._progress.has_moved()
+        self._write_timer.set(trio.current_time() + self._stall)
+
     def _pass_write_deadline(self) -> None:
-        self._stalled = True
-        self._break()
+        if self._progress.has_moved():
+            self._expect_progress()
+        else:
+            self._stalled = True
+            self._break()
 
     def _raise_if_broken(self) -> None:
         if self._stalled:
@@ -335,7 +337,7 @@ class SocketTransport:
             try:
                 sent = os.sendfile(self.fileno, piece.file, offset, min(FILE_PIECE, end - offset))
             except BlockingIOError:
-                self._write_timer.set(trio.current_time() + self._stall)
+                self._expect_progress()
                 self._want_out(True)
                 await self._park_for_out()
                 continue

@@ -7,13 +7,15 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import inf
 
 import trio
 
 from ..clock import Clock
 from ..errors import ClientDisconnected, WriteTimeout
 from ..transport import READ_AHEAD, FilePiece, Wake
+from .progress import SendProgress
 
 # The largest piece that is written under one deadline: "took nothing for 30 s" can only be seen between pieces. Also
 # what sendfile sends at a time, as it blocks the whole loop on cold files.
@@ -51,6 +53,10 @@ class StreamTransport:
         self.is_broken = False
         self._on_left: Callable[[], None] = _nothing
         self._on_unread: Callable[[], None] = _nothing
+        self._write_timer = clock.timer(self._pass_write_deadline)
+        self._write_scope = trio.CancelScope()
+        self._progress = SendProgress.of(stream)
+        self._stall = inf
         self._watch_scope = trio.CancelScope()
         self._watch_ended: trio.Event | None = None
 
@@ -104,8 +110,7 @@ class StreamTransport:
             if self._chunks:
                 chunk = self._chunks.popleft()
                 self._buffered -= len(chunk)
-                if self._buffered < READ_AHEAD:
-                    self._watcher_lot.unpark_all()
+                self._watcher_lot.unpark_all()
                 return chunk
             if self.has_left:
                 return b""
@@ -152,15 +157,26 @@ class StreamTransport:
     async def send_file(self, piece: FilePiece, stall: float) -> None:
         if self._is_sending:
             self._queue.append(piece)
-            # To the end, however little waits: the caller closes its file next.
-            while not self._is_written(piece):
-                await self._queue_lot.park()
-                self._raise_if_broken()
+            try:
+                # To the end, however little waits: the caller closes its file next.
+                while not self._is_written(piece):
+                    await self._queue_lot.park()
+                    self._raise_if_broken()
+            except BaseException:
+                self._forget(piece)
+                raise
         else:
             await self._write_all(piece, stall)
 
     def _is_written(self, piece: FilePiece) -> bool:
         return piece not in self._queue and not self._is_sending
+
+    def _forget(self, piece: FilePiece) -> None:
+        """Its sender has been cancelled and closes the file: the number may be another file's at once."""
+        if piece in self._queue:
+            self._queue.remove(piece)
+        else:
+            self.is_broken = True
 
     async def _queue_up(self, data: bytes) -> None:
         """Leave the bytes to the task that is writing; wait only while too much is unsent."""
@@ -221,10 +237,26 @@ class StreamTransport:
                 await self._write_piece(view[start : start + PIECE], stall)
 
     async def _write_piece(self, data: bytes | memoryview, stall: float) -> None:
-        with trio.move_on_after(stall) as scope:
+        with self._stall_limit(stall):
             await self._stream.send_all(data)
-        if scope.cancelled_caught:
+
+    @contextlib.contextmanager
+    def _stall_limit(self, stall: float) -> Iterator[None]:
+        """Raise WriteTimeout once the peer has taken nothing for so many seconds."""
+        self._stall = stall
+        with trio.CancelScope() as self._write_scope:
+            self._progress.has_moved()
+            self._write_timer.set(trio.current_time() + stall)
+            yield
+        self._write_timer.set(inf)
+        if self._write_scope.cancelled_caught:
             raise WriteTimeout(f"the client took nothing for {stall:g} s")
+
+    def _pass_write_deadline(self) -> None:
+        if self._progress.has_moved():
+            self._write_timer.set(trio.current_time() + self._stall)
+        else:
+            self._write_scope.cancel()
 
     async def _write_file(self, piece: FilePiece, stall: float) -> None:
         write = self._sendfile if self.can_send_files else self._copy_file
@@ -240,18 +272,18 @@ class StreamTransport:
         sock = self._stream.socket
         while True:
             await trio.lowlevel.checkpoint()
+            self._raise_if_broken()
             try:
                 return os.sendfile(sock.fileno(), file, offset, count)
             except BlockingIOError:
-                with trio.move_on_after(stall) as scope:
+                with self._stall_limit(stall):
                     await trio.lowlevel.wait_writable(sock)
-                if scope.cancelled_caught:
-                    raise WriteTimeout(f"the client took nothing for {stall:g} s") from None
             except OSError as error:
                 raise trio.BrokenResourceError from error
 
     async def _copy_file(self, file: int, offset: int, count: int, stall: float) -> int:
         data = await trio.to_thread.run_sync(_read_at, file, offset, count)
+        self._raise_if_broken()
         await self._write_bytes(data, stall)
         return len(data)
 
@@ -269,6 +301,7 @@ class StreamTransport:
 
     async def aclose(self, *, reset: bool = False) -> None:
         self._timer.close()
+        self._write_timer.close()
         self.is_broken = True
         if reset:
             _make_close_reset(self._stream)
@@ -278,6 +311,9 @@ class StreamTransport:
                 # TLS says goodbye only if nobody is reading.
                 await self._watch_ended.wait()
             await self._stream.aclose()
+        self.has_left = True
+        self._wake_reader(None)
+        self._left_lot.unpark_all()
         self._queue_lot.unpark_all()
 
 

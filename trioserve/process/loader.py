@@ -19,6 +19,7 @@ from typing import cast
 import trio
 
 from ..errors import AppLoadError
+from ..server import find_misfit
 from ..types import ASGIApp
 
 # Frames of these lie between the command line and the user's code, and tell the user nothing.
@@ -57,14 +58,23 @@ def _has_separator(name: str) -> bool:
     return "/" in name or "\\" in name
 
 
-def load_app(target: str | ASGIApp, *, app_dir: str | None) -> ASGIApp:
-    """Import the application.
+def load_app(target: str | ASGIApp, *, app_dir: str | None, factory: bool = False) -> ASGIApp:
+    """Import the application, or the ``factory`` that the server calls for it.
 
     ``app_dir`` (None: the current folder) is put in front of ``sys.path``. Anything but text is the application itself.
     Raises AppLoadError; its ``__cause__`` is the error that the application's code raised, its trace cut to that code.
     """
-    if not isinstance(target, str):
-        return target
+    app = _load_callable(target, app_dir) if isinstance(target, str) else target
+    misfit = None if factory else find_misfit(app, "scope", "receive", "send")
+    if misfit is not None:
+        hint = "; if it returns the application, add --factory" if find_misfit(app) is None else ""
+        raise AppLoadError(
+            f"{target!r} is not an application: it cannot be called with (scope, receive, send): {misfit}{hint}"
+        )
+    return app
+
+
+def _load_callable(target: str, app_dir: str | None) -> ASGIApp:
     module_name, attribute_path = split_target(target)
     folder = Path(app_dir or os.curdir).absolute()
     if not folder.is_dir():

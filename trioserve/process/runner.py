@@ -57,7 +57,7 @@ def run_settings(app: ASGIApp | str, settings: Settings) -> int:
     with StopSignals(config) as signals:
         try:
             with signals.interrupting():
-                application = load_app(app, app_dir=config.app_dir)
+                application = load_app(app, app_dir=config.app_dir, factory=config.factory)
         except AppLoadError as error:
             return _report(error, EXIT_CANNOT_START)
         except KeyboardInterrupt:
@@ -113,7 +113,7 @@ class _Run(Observer):
         config = self._settings.config
         server_log.info("trioserve %s serves %s", read_version(), self._name)
         for url in value.urls:
-            server_log.info("listening on %s%s", url, " (TLS)" if url.startswith("https:") else "")
+            server_log.info("listening on %s", url)
         codec = "h11" if config.http == "auto" else config.http
         file = f"settings from {self._settings.file}; " if self._settings.file else ""
         server_log.info("HTTP/1.1 by %s; %sCtrl-C stops", codec, file)
@@ -126,9 +126,10 @@ class _Run(Observer):
     def _announce_cut(self) -> None:
         seconds = self._settings.config.timeout_hard_shutdown
         if self._is_cutting:
-            server_log.warning("still cutting; the process ends %g s after the first cut whatever it does", seconds)
+            text = "still cleaning up; the process ends %g s after the cancel, with every thread's stack"
         else:
-            server_log.warning("cutting what still runs; in %g s the process ends whatever it does", seconds)
+            text = "cancelled; the process ends in %g s if clean-up takes longer, with every thread's stack"
+        server_log.warning(text, seconds)
         self._is_cutting = True
 
     def _signalled(self, count: int) -> None:
@@ -138,8 +139,10 @@ class _Run(Observer):
             self._scope.cancel()
             return
         self._server.shutdown()
-        waiting = self._server.describe_waiting()
-        server_log.info("stopping%s", f": waiting for {waiting}; Ctrl-C again cuts them" if waiting else "")
+        if self._server.statistics().connections:
+            server_log.info("stopping: waiting for %s; Ctrl-C again cuts them", self._server.describe_waiting())
+        else:
+            server_log.info("stopping")
 
 
 def _report(error: TrioserveError, code: int) -> int:

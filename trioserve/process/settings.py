@@ -144,10 +144,15 @@ def _load_env_file(layers: Iterable[_Layer]) -> str | None:
 
 def _find_strange_variables() -> Iterable[str]:
     """A warning for each variable that looks like ours and is not; an error would let a stray one stop a server."""
-    known = {one.variable for one in options()} | {_APP_VARIABLE, _FILE_VARIABLE}
+    # Compared without the prefix, which would make any two of them look alike.
+    known = {
+        name.removeprefix(_PREFIX) for name in [*(one.variable for one in options()), _APP_VARIABLE, _FILE_VARIABLE]
+    }
     for variable in sorted(os.environ):
-        if variable.startswith(_PREFIX) and variable not in known:
-            yield f"environment variable {variable} is not an option{_hint(variable, known)}"
+        name = variable.removeprefix(_PREFIX)
+        if variable.startswith(_PREFIX) and name not in known:
+            hint = _hint(name, known, prefix=_PREFIX)
+            yield f"environment variable {variable} is ignored: there is no such option{hint}"
 
 
 def _find_file(named: str | None) -> tuple[Path | None, PlainValues]:
@@ -215,9 +220,9 @@ def _known() -> dict[str, Option]:
     return {one.name: one for one in options()}
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def _hint(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {prefix + near[0]!r}?" if near else ""
 
 
 def format_settings(settings: Settings) -> str:

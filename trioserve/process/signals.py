@@ -38,6 +38,7 @@ class StopSignals:
         self._previous: dict[int, object] = {}
         self._phase = Phase.STARTING
         self._count = 0
+        self._told = 0
         self.deadline: float | None = None
         self._is_final = False
         self._interrupts = False
@@ -75,7 +76,7 @@ class StopSignals:
         self._tell = tell
         self._token = token
         for count in range(1, self._count + 1):
-            tell(count)
+            self._tell_in_loop(count)
 
     def phase_changed(self, phase: Phase) -> None:
         """Bring the hard deadline in line with what the server does now."""
@@ -99,10 +100,28 @@ class StopSignals:
             self._arm(grace + self._config.timeout_hard_shutdown, is_final=cuts)
         if self._interrupts:
             raise KeyboardInterrupt
-        if self._token is not None and self._tell is not None:
+        if self._token is not None:
             # The loop may have ended while this handler was still in place; then there is nobody left to tell.
             with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._tell, self._count)
+                self._token.run_sync_soon(self._tell_in_loop, self._count)
+                self._announce_unheard()
+
+    def _tell_in_loop(self, count: int) -> None:
+        assert self._tell is not None
+        self._told = count
+        self._tell(count)
+
+    def _announce_unheard(self) -> None:
+        """Say what follows if the event loop, which announces everything else, is blocked."""
+        if self._count < self._told + 2:
+            return
+        text = (
+            "warning: the event loop has not heard the last signal yet; if it never does, the process ends in "
+            f"{self._config.timeout_hard_shutdown:g} s, with every thread's stack\n"
+        )
+        # Not logged: this is the signal handler, and what it interrupted may be in the middle of logging.
+        with contextlib.suppress(OSError):
+            os.write(self._output, text.encode())
 
     def _arm(self, seconds: float, *, is_final: bool = False) -> None:
         """Set the hard deadline. Once one is final, it is only ever brought forward."""

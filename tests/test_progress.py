@@ -1,0 +1,88 @@
+"""Seeing that a slow client still takes something, long before its socket is writable."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from trioserve.errors import WriteTimeout
+from trioserve.net.progress import SendProgress
+
+from .transports import DEADLINE, STALL, MakeSide, socket_over_tcp, stream_over_tcp, stream_over_tls, tcp_streams, until
+
+MUCH = b"x" * 32_000_000
+"""More than the kernel buffers of both sides hold."""
+
+
+async def fill(stream: trio.SocketStream) -> None:
+    """Send until the kernel takes no more."""
+    with trio.move_on_after(0.2):
+        await stream.send_all(MUCH)
+
+
+async def take(stream: trio.abc.Stream, count: int) -> None:
+    while count > 0:
+        count -= len(await stream.receive_some(min(count, 65536)))
+
+
+async def test_progress_is_what_the_peer_takes() -> None:
+    """Progress shows when the peer has taken some of what is queued, and not while it takes nothing."""
+    with trio.fail_after(DEADLINE):
+        peer, server = await tcp_streams()
+        async with peer, server:
+            await fill(server)
+            progress = SendProgress.of(server)
+            progress.has_moved()
+            assert not progress.has_moved()
+            await take(peer, 100_000)
+            await until(progress.has_moved)
+
+
+async def test_without_a_socket_there_is_no_progress() -> None:
+    """Of a stream that is no socket, and of a closed socket, nothing can be known."""
+    stream, _ = trio.testing.memory_stream_pair()
+    assert not SendProgress.of(stream).has_moved()
+    peer, server = await tcp_streams()
+    progress = SendProgress.of(server)
+    await server.aclose()
+    await peer.aclose()
+    assert not progress.has_moved()
+
+
+@pytest.mark.parametrize("make", [socket_over_tcp, stream_over_tcp, stream_over_tls])
+async def test_a_slow_client_is_not_given_up(make: MakeSide, mock_clock: trio.testing.MockClock) -> None:
+    """A client that takes a little in each period, too little to make the socket writable, keeps its connection.
+
+    One that takes nothing for a whole period loses it.
+    """
+    failed: list[float] = []
+
+    async with make() as side:
+
+        async def send() -> None:
+            try:
+                await side.transport.send(MUCH, STALL)
+            except WriteTimeout:
+                failed.append(trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await settle()
+            for _ in range(5):
+                await take(side.peer, 600_000)
+                await settle()
+                mock_clock.jump(STALL - 1)
+                await settle()
+                assert failed == []
+            mock_clock.jump(2 * STALL)
+            await settle()
+            mock_clock.jump(2 * STALL)
+            await settle()
+            assert len(failed) == 1
+
+
+async def settle() -> None:
+    """Let the sockets' events come and everyone act on them; the mock clock stands still, so nothing else happens."""
+    for _ in range(200):
+        await trio.lowlevel.checkpoint()
