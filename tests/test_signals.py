@@ -90,24 +90,24 @@ async def test_signals_before_the_loop_are_told_then(signals):
     assert told == [1, 2]
 
 
-def test_signals_that_the_loop_does_not_hear(capfd, signals):
+def test_signals_that_the_loop_does_not_hear(capfd):
     """A signal that finds the last one unheard says what follows if the loop stays blocked; one alone does not."""
     told = []
     said = []
 
-    async def receive_two():
+    async def receive_two(signals):
         signals.attach(trio.lowlevel.current_trio_token(), told.append)
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
             said.append(capfd.readouterr().err)
         await trio.testing.wait_all_tasks_blocked()
 
-    trio.run(receive_two)
-    assert said == [
-        "",
-        "warning: the event loop has not heard the last signal yet; if it never does, the process ends in 500 s, "
-        "with every thread's stack\n",
-    ]
+    # Not the fixture: it would be set up before pytest puts capfd's stream in place.
+    with StopSignals(CONFIG) as signals:
+        trio.run(receive_two, signals)
+        signals.disarm()
+    warning = "warning: the event loop has not heard the last signal yet; if it never does, the process ends in 500 s"
+    assert said == ["", f"{warning}, with every thread's stack\n"]
     assert told == [1, 2]
 
 
