@@ -86,7 +86,7 @@ class Connections:
             async with trio.open_nursery() as nursery:
                 codec = H11Codec(server.config, self._heads)
                 connection = HTTP11Connection(transport, codec, endpoint, server, nursery)
-                server.base.copy().run(partial(nursery.start_soon, connection.run, name="trioserve connection"))
+                server.base.copy().run(lambda: nursery.start_soon(connection.run))
                 if isinstance(transport, StreamTransport):
                     await transport.watch()
         finally:

@@ -6,16 +6,22 @@ megabytes, and minutes for a client on a slow line that takes all that its line 
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
-try:
-    import fcntl
-    import termios
-except ImportError:  # pragma: no cover - Windows has neither, and no way to ask
-    fcntl = None  # type: ignore[assignment]  # a module elsewhere
+_ask_kernel: Callable[[int], bytes] | None = None
+with contextlib.suppress(ImportError):  # Windows has neither module, and no way to ask
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+
+    def _count_unsent(descriptor: int) -> bytes:
+        return ioctl(descriptor, TIOCOUTQ, bytes(4))
+
+    _ask_kernel = _count_unsent
 
 
 class HasDescriptor(Protocol):
@@ -44,10 +50,10 @@ class SendProgress:
         return self._queued != before
 
     def _count_queued(self) -> int | None:
-        if self._socket is None or fcntl is None:
+        if self._socket is None or _ask_kernel is None:
             return None
         try:
-            answer = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+            answer = _ask_kernel(self._socket.fileno())
         except (OSError, ValueError):  # closed, or a kind of socket that cannot say
             return None
         (queued,) = struct.unpack("i", answer)

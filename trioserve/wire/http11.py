@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from math import inf
 
 import trio
@@ -263,8 +262,7 @@ class HTTP11Connection:
         exchange = self._exchange
         if exchange is not None and exchange.ended and not exchange.must_close and not self._looks_for_successor:
             self._looks_for_successor = True
-            start = partial(self._nursery.start_soon, self._succeed, exchange, name="trioserve connection")
-            self._server.base.copy().run(start)
+            self._server.base.copy().run(self._nursery.start_soon, self._succeed, exchange)
 
     async def _succeed(self, exchange: HTTP11Exchange) -> None:
         # Most applications return at once, and then no successor is needed.
