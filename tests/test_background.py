@@ -181,3 +181,17 @@ async def test_an_error_in_a_background_task_is_its_own(
         await trio.sleep(2)
         assert [str(error) for error in server.errors] == ["on purpose"] * times
         assert (await client.get("/b")).body == b"/b"
+
+
+async def test_a_successor_closes_a_connection_it_cannot_use(autojump_clock: trio.testing.MockClock) -> None:
+    """A request body that nobody read, too large to swallow, ends the connection now, not after the background task."""
+    worker = Worker()
+    async with memory_server(http_app(worker)) as server:
+        client = await server.connect()
+        start = trio.current_time()
+        await client.raw(b"POST /job HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 100_000)
+        assert (await client.receive_rest()).endswith(b"/job")
+        assert trio.current_time() - start < 3
+        await client.aclose()
+        await trio.sleep(20)
+        assert worker.finished == [start + 10]

@@ -16,7 +16,7 @@ from trioserve.errors import ClientDisconnected, WriteTimeout
 from trioserve.net.stream_transport import PIECE, StreamTransport
 from trioserve.transport import READ_AHEAD, FilePiece, Wake
 
-from .transports import DEADLINE, STALL, Side, stream_over_memory, tcp_streams, transport_over
+from .transports import DEADLINE, STALL, Side, read_exactly, stream_over_memory, tcp_streams, transport_over
 
 MockClock = trio.testing.MockClock
 
@@ -286,3 +286,52 @@ async def test_a_reset_on_another_stream_is_a_close(autojump_clock: MockClock) -
     async with stream_over_memory() as side:
         await side.transport.aclose(reset=True)
         assert await side.peer.receive_some() == b""
+
+
+async def test_a_file_whose_sender_is_cancelled_before_its_turn_is_left_out(tmp_path: Path) -> None:
+    """Nothing of it goes out, as its descriptor may be another file's by then; what others send still does."""
+    (tmp_path / "file").write_bytes(b"file")
+    with trio.fail_after(DEADLINE):
+        async with narrow_transport() as side, trio.open_nursery() as nursery:
+            with (tmp_path / "file").open("rb") as file, trio.CancelScope() as scope:
+                nursery.start_soon(side.transport.send, b"one", STALL)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                await side.transport.send_file(FilePiece(b"<", file.fileno(), 0, 4, b">"), STALL)
+            assert scope.cancelled_caught
+            nursery.start_soon(side.transport.send, b"two", STALL)
+            assert await read_exactly(side.peer, 6) == b"onetwo"
+
+
+async def test_a_file_whose_sender_is_cancelled_in_its_turn_breaks_the_transport(tmp_path: Path) -> None:
+    """Another task is writing it: that one must not go on with a descriptor that its owner has closed."""
+    (tmp_path / "file").write_bytes(b"file")
+    raised: list[BaseException] = []
+    with trio.fail_after(DEADLINE):
+        async with narrow_transport() as side, trio.open_nursery() as nursery:
+
+            async def send_first() -> None:
+                try:
+                    await side.transport.send(b"one", STALL)
+                except ClientDisconnected as error:
+                    raised.append(error)
+
+            nursery.start_soon(send_first)
+            await trio.testing.wait_all_tasks_blocked()
+            with (tmp_path / "file").open("rb") as file, trio.CancelScope() as scope:
+                nursery.start_soon(take_and_cancel, side, scope)
+                await side.transport.send_file(FilePiece(b"<", file.fileno(), 0, 4, b">"), STALL)
+            assert scope.cancelled_caught
+            assert side.transport.is_broken
+            assert await read_exactly(side.peer, 1) == b"<"
+            await trio.testing.wait_all_tasks_blocked()
+            while not raised:
+                await trio.sleep(0.001)
+
+
+async def take_and_cancel(side: Side, scope: trio.CancelScope) -> None:
+    """Let the first piece through, and cancel the file's sender when its frame is being written."""
+    await trio.testing.wait_all_tasks_blocked()
+    assert await read_exactly(side.peer, 3) == b"one"
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()

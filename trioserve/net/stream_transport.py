@@ -262,6 +262,7 @@ class StreamTransport:
         write = self._sendfile if self.can_send_files else self._copy_file
         offset, end = piece.offset, piece.offset + piece.count
         while offset < end:
+            self._raise_if_broken()
             count = await write(piece.file, offset, min(PIECE, end - offset), stall)
             if count == 0:
                 raise EOFError(f"the file ended {end - offset} bytes early")
