@@ -373,3 +373,33 @@ def test_a_wrong_head_is_not_kept() -> None:
     for _ in range(2):
         with pytest.raises(h11.LocalProtocolError):
             heads.get(h11.Response, 200, [(b"a", b"b\n")])
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", 400),
+    ],
+)
+def test_what_h11_refuses_is_said_in_our_words(head: bytes, status: int) -> None:
+    """The client reads a sentence about its request, not how a parser keeps its bytes."""
+    codec = make_codec()
+    codec.feed(head)
+    with pytest.raises(ProtocolError) as caught:
+        codec.next_head()
+    assert caught.value.status == status
+    assert "bytearray" not in caught.value.reason
+
+
+def test_empty_lines_before_a_request_are_few() -> None:
+    """Eight empty lines are ignored, as the RFC asks for one; a flood of them is refused at once."""
+    codec = make_codec()
+    codec.feed(b"\r\n" * 8 + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert codec.next_head() is not None
+    codec = make_codec()
+    codec.feed(b"\r\n" * 9)
+    with pytest.raises(ProtocolError, match="too many empty lines"):
+        codec.next_head()

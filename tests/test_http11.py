@@ -1204,3 +1204,47 @@ async def test_without_an_access_log_an_observer_is_told(
         await (await server.connect()).get()
         assert len(server.records) == 1
     assert not [record for record in caplog.records if record.name == "trioserve.access"]
+
+
+async def test_a_stop_closes_whatever_the_application_says_of_the_connection(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An application's own Connection field does not keep a connection that the server is about to close."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(1)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Connection", b"keep-alive")]})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async with memory_server(http_app(app)) as server:
+        client = await server.connect()
+        await client.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await trio.sleep(0.5)
+        server.server.shutdown()
+        received = (await client.receive_rest()).lower()
+        assert b"connection: close" in received
+        assert b"keep-alive" not in received
+
+
+async def test_configured_server_and_date_replace_ours(autojump_clock: trio.testing.MockClock) -> None:
+    """A configured field of the same name stands in place of the server's own, not beside it."""
+    async with memory_server(respond(), header=["Server: mine", "Date: today"]) as server:
+        client = await server.connect()
+        await client.raw(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = await client.receive_rest()
+        assert received.count(b"server: ") == received.count(b"date: ") == 1
+        assert b"server: mine" in received
+
+
+async def test_asterisk_form_is_not_below_the_root_path(autojump_clock: trio.testing.MockClock) -> None:
+    """OPTIONS * is about the whole server, wherever the application is mounted."""
+    paths: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope["path"])
+        await send_text(send, b"")
+
+    async with memory_server(http_app(app), root_path="/api") as server:
+        client = await server.connect()
+        await client.request("OPTIONS", "*")
+        assert paths == ["*"]

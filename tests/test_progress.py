@@ -27,27 +27,32 @@ async def take(stream: trio.abc.Stream, count: int) -> None:
 
 
 async def test_progress_is_what_the_peer_takes() -> None:
-    """Progress shows when the peer has taken some of what is queued, and not while it takes nothing."""
+    """A peer that takes nothing is given up after the stall, at the latest a quarter of it later; each look that finds
+    that it has taken something begins anew."""
     with trio.fail_after(DEADLINE):
         peer, server = await tcp_streams()
         async with peer, server:
             await fill(server)
             progress = SendProgress.of(server)
-            progress.has_moved()
-            assert not progress.has_moved()
+            assert progress.begin(100, 4) == 101
+            assert progress.next_look(101) == 102  # what was before the first look is not known
+            assert progress.next_look(104) == 105
             await take(peer, 100_000)
-            await until(progress.has_moved)
+            await until(lambda: progress.next_look(104.5) == 105.5)
+            assert progress.next_look(108) == 108.5
+            assert progress.next_look(108.5) is None
 
 
 async def test_without_a_socket_there_is_no_progress() -> None:
-    """Of a stream that is no socket, and of a closed socket, nothing can be known."""
+    """Of a stream that is no socket, and of a closed socket, nothing can be known: the stall counts from the start."""
     stream, _ = trio.testing.memory_stream_pair()
-    assert not SendProgress.of(stream).has_moved()
     peer, server = await tcp_streams()
-    progress = SendProgress.of(server)
-    await server.aclose()
+    for progress in (SendProgress.of(stream), SendProgress.of(server)):
+        await server.aclose()
+        assert progress.begin(100, 4) == 101
+        assert progress.next_look(103.5) == 104
+        assert progress.next_look(104) is None
     await peer.aclose()
-    assert not progress.has_moved()
 
 
 @pytest.mark.parametrize("make", [socket_over_tcp, stream_over_tcp, stream_over_tls])

@@ -9,6 +9,7 @@ from trioserve.wire.rules import (
     CHUNK_LINE_LIMIT,
     ChunkScanner,
     check_beginning,
+    check_coding,
     check_fields,
     check_raw_head,
     check_target,
@@ -92,10 +93,17 @@ def test_a_right_head_passes(head: bytes) -> None:
     check_raw_head(head, max_fields=3)
 
 
-@pytest.mark.parametrize(("head", "status"), [(b"GET /" + b"x" * 99, 414), (b"GET / HTTP/1.1\r\nA: " + b"x", 431)])
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /" + b"x" * 99, 414),
+        (b"GET /" + b"x" * 99 + b" HTTP/1.1\r\nA: b\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nA: " + b"x" * 99, 431),
+    ],
+)
 def test_too_long_a_head_is_about_the_line_or_the_fields(head: bytes, status: int) -> None:
     """Where the request line alone was too long the answer is 414, else 431."""
-    assert too_long(bytearray(head)).status == status
+    assert too_long(bytearray(head), 64).status == status
 
 
 WRONG_FIELDS: dict[str, tuple[Fields, str, int]] = {
@@ -252,4 +260,15 @@ def test_a_wrong_chunked_body_is_refused(name: str) -> None:
     data, status = WRONG_CHUNKS[name]
     with pytest.raises(ProtocolError) as caught:
         make_scanner().scan(data)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [(b"chunked, gzip", 400), (b"identity", 400), (b"", 400), (b"chunked;q=1", 400), (b"gzip, chunked", 501)],
+)
+def test_a_transfer_coding_that_h11_refuses_gets_the_status_of_the_rfc(coding: bytes, status: int) -> None:
+    """A last coding that is not chunked leaves the length unknown: 400. One that is not understood before it: 501."""
+    with pytest.raises(ProtocolError) as caught:
+        check_coding(b"POST / HTTP/1.1\r\nTransfer-Encoding: " + coding + b"\r\n\r\n")
     assert caught.value.status == status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -19,9 +20,9 @@ from trioserve.clock import Clock
 from trioserve.errors import ClientDisconnected, WriteTimeout
 from trioserve.net.reactor import SUPPORTED, Reactor
 from trioserve.net.socket_transport import (
+    LEAST_PIECE,
     READ_AHEAD,
-    YIELD_AFTER_BYTES,
-    YIELD_AFTER_PIECES,
+    YIELD_AFTER,
     SocketTransport,
 )
 from trioserve.transport import FilePiece, Wake
@@ -737,7 +738,7 @@ async def test_an_error_of_the_file_is_not_the_client_s(tmp_path: Path) -> None:
 # Fairness
 
 
-@pytest.mark.parametrize(("size", "count"), [(1, YIELD_AFTER_PIECES), (YIELD_AFTER_BYTES // 4, 4)])
+@pytest.mark.parametrize(("size", "count"), [(1, YIELD_AFTER // LEAST_PIECE), (YIELD_AFTER // 4, 4)])
 async def test_a_sender_that_never_waits_yields(size: int, count: int) -> None:
     """After 16 pieces or 64 KiB that were sent without waiting others get their turn; not before."""
     with trio.fail_after(DEADLINE):
@@ -751,11 +752,40 @@ async def test_a_sender_that_never_waits_yields(size: int, count: int) -> None:
                 await read_exactly(side.peer, size * count)
 
 
+async def test_a_reader_that_never_waits_lets_others_run() -> None:
+    """A client that sends without end keeps nobody waiting: after each 64 KiB the reader's task yields, and is not cut
+    by a cancelled scope, since what is there is to be had."""
+    with trio.fail_after(DEADLINE):
+        async with socket_side() as side, trio.open_nursery() as nursery:
+            turns = 0
+
+            async def count_turns() -> None:
+                nonlocal turns
+                while True:
+                    await trio.lowlevel.checkpoint()
+                    turns += 1
+
+            nursery.start_soon(count_turns)
+            received = 0
+            while received < 20 * YIELD_AFTER:
+                # Written by hand and without a checkpoint, so that there is always more to read.
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        side.raw_peer.send(b"x" * 65536)
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    came = await side.transport.receive(inf)
+                assert isinstance(came, bytes)
+                received += len(came)
+            assert turns >= 10
+            nursery.cancel_scope.cancel()
+
+
 async def test_who_has_waited_has_let_others_run() -> None:
     """A wait between two sends begins the count anew."""
     with trio.fail_after(DEADLINE):
         async with socket_side() as side:
-            for _ in range(YIELD_AFTER_PIECES - 1):
+            for _ in range(YIELD_AFTER // LEAST_PIECE - 1):
                 await side.transport.send(b"x", STALL)
             assert await side.transport.receive(0) is Wake.DEADLINE
             with trio.testing.assert_no_checkpoints():

@@ -33,9 +33,10 @@ class DefaultHeaders:
         if now != self.second:
             self.second = now
             self.fields = [(name.lower(), value) for name, value in self.config.extra_headers]
-            if self.config.server_header:
+            names = {name for name, _ in self.fields}
+            if self.config.server_header and b"server" not in names:
                 self.fields.append((b"server", b"trioserve"))
-            if self.config.date_header:
+            if self.config.date_header and b"date" not in names:
                 self.fields.append((b"date", formatdate(now, usegmt=True).encode("ascii")))
         return self.fields
 

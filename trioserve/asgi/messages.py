@@ -74,7 +74,8 @@ def read_response(message: Message) -> Response:
 def read_file(message: Message) -> tuple[int, int, int]:
     """Read http.response.zerocopysend as (descriptor, offset, count).
 
-    Without an offset the file is sent from its current position, without a count to its end.
+    Without an offset the file is sent from its current position, which moves on as with a read; without a count to
+    its end.
     """
     file: AnyValue = message.get("file")
     try:
@@ -84,12 +85,14 @@ def read_file(message: Message) -> tuple[int, int, int]:
         raise MessageError(f"{_name(message)}: 'file' must be an open file with a descriptor, not {file!r}") from None
     if not stat.S_ISREG(info.st_mode):
         raise MessageError(f"{_name(message)}: 'file' must be a regular file, not {file!r}")
-    offset = _read_number(message, "offset")
-    if offset is None:
-        offset = os.lseek(descriptor, 0, os.SEEK_CUR)
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    given = _read_number(message, "offset")
+    offset = position if given is None else given
     count = _read_number(message, "count")
     if count is None:
         count = max(0, info.st_size - offset)
+    if given is None:
+        os.lseek(descriptor, position + count, os.SEEK_SET)
     return descriptor, offset, count
 
 

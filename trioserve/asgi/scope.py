@@ -48,7 +48,7 @@ def _mount(path: str, root_path: str) -> str:
 
     ASGI's ``path`` includes ``root_path``; doing it twice is what breaks applications behind proxies that pass it on.
     """
-    if not root_path or path == root_path or path.startswith(root_path + "/"):
+    if not root_path or path in (root_path, "*") or path.startswith(root_path + "/"):
         return path
     return root_path + path
 

@@ -20,14 +20,14 @@ from ..transport import READ_AHEAD, FilePiece, Wake
 from .progress import SendProgress
 from .reactor import ERROR, LEFT, READABLE, RESET, WRITABLE, Reactor
 
-# A handler that streams without ever waiting must not keep all others waiting.
-YIELD_AFTER_BYTES = 64 * 1024
-YIELD_AFTER_PIECES = 16
+# A handler that streams, or a client that uploads, without ever waiting must not keep all others waiting: the task lets
+# them run after so many bytes, of which a piece counts at least the sixteenth part.
+YIELD_AFTER = 64 * 1024
+LEAST_PIECE = YIELD_AFTER // 16
 
-FILE_PIECE = 256 * 1024
-"""What sendfile sends at a time: on a cold file it blocks the loop for as long as the disk takes."""
+FILE_PIECE = 256 * 1024  # what sendfile sends at a time: on a cold file it blocks the loop while the disk works
 
-# What sendfile says of the file. All else that it says is of the socket.
+# What sendfile says of the file, and not of the socket.
 _FILE_ERRORS = {errno.EBADF, errno.EINVAL, errno.EIO, errno.EOVERFLOW, errno.ESPIPE}
 
 
@@ -45,14 +45,13 @@ class SocketTransport:
     """A Transport. Owns the socket, which must be a connected, non-blocking stream socket."""
 
     __slots__ = (
-        "_bytes_sent",
+        "_busy",
         "_is_closed",
         "_left_lot",
         "_on_left",
         "_on_unread",
         "_out",
         "_out_lot",
-        "_pieces_sent",
         "_progress",
         "_reactor",
         "_read_timer",
@@ -100,8 +99,7 @@ class SocketTransport:
         self._stall = inf
         self._stalled = False
         self._progress = SendProgress(sock)
-        self._pieces_sent = 0
-        self._bytes_sent = 0
+        self._busy = 0  # what was sent and received since the task last let others run, in bytes
         reactor.register(self)
 
     def handle(self, events: int) -> None:
@@ -150,6 +148,10 @@ class SocketTransport:
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
             if self._readable:
+                # Shielded, because what is there is to be had even in a cancelled scope.
+                if self._busy >= YIELD_AFTER:
+                    self._busy = 0
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 self._readable = False
                 try:
                     data = self._socket.recv(READ_AHEAD)
@@ -159,6 +161,7 @@ class SocketTransport:
                     self._break()
                 else:
                     if data:
+                        self._busy += max(len(data), LEAST_PIECE)
                         # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
                         # together with them: its event is behind us.
                         self._readable = len(data) == READ_AHEAD or self.has_left
@@ -171,8 +174,9 @@ class SocketTransport:
                 return reason
 
     async def _wait(self, deadline: float) -> Wake | None:
-        self._pieces_sent = self._bytes_sent = 0  # whoever waits lets others run
+        self._busy = 0
         self.has_waited = True
+        assert self._reader is None  # two readers: one would never be woken
         self._reader = trio.lowlevel.current_task()
         self._read_timer.set(deadline)
         await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
@@ -210,12 +214,12 @@ class SocketTransport:
             self._unsent += len(data)
         else:
             self._put(data)
-        self._pieces_sent += 1
-        self._bytes_sent += len(data)
+        self._busy += max(len(data), LEAST_PIECE)
         while self._unsent > READ_AHEAD:
             await self._park_for_out()  # cancelling this loses nothing: the bytes are in the queue
-        if self._pieces_sent >= YIELD_AFTER_PIECES or self._bytes_sent >= YIELD_AFTER_BYTES:
-            await self._yield()
+        if self._busy >= YIELD_AFTER:
+            self._busy = 0
+            await trio.lowlevel.checkpoint()
 
     def _put(self, data: bytes) -> None:
         """Give it to the kernel; keep what that does not take until it says that there is room."""
@@ -270,15 +274,15 @@ class SocketTransport:
         self._leave()
 
     def _expect_progress(self) -> None:
-        self._progress.has_moved()
-        self._write_timer.set(trio.current_time() + self._stall)
+        self._write_timer.set(self._progress.begin(trio.current_time(), self._stall))
 
     def _pass_write_deadline(self) -> None:
-        if self._progress.has_moved():
-            self._expect_progress()
-        else:
+        next_look = self._progress.next_look(trio.current_time())
+        if next_look is None:
             self._stalled = True
             self._break()
+        else:
+            self._write_timer.set(next_look)
 
     def _raise_if_broken(self) -> None:
         if self._stalled:
@@ -290,13 +294,9 @@ class SocketTransport:
         """Wait until some of what is unsent has gone out, or a file. Raises when nothing can any more."""
         if self._out_lot is None:
             self._out_lot = trio.lowlevel.ParkingLot()
-        self._pieces_sent = self._bytes_sent = 0
+        self._busy = 0
         await self._out_lot.park()
         self._raise_if_broken()
-
-    async def _yield(self) -> None:
-        self._pieces_sent = self._bytes_sent = 0
-        await trio.lowlevel.checkpoint()
 
     async def flush(self) -> None:
         self._raise_if_broken()

@@ -56,7 +56,6 @@ class StreamTransport:
         self._write_timer = clock.timer(self._pass_write_deadline)
         self._write_scope = trio.CancelScope()
         self._progress = SendProgress.of(stream)
-        self._stall = inf
         self._watch_scope = trio.CancelScope()
         self._watch_ended: trio.Event | None = None
 
@@ -120,6 +119,7 @@ class StreamTransport:
 
     async def _wait(self, deadline: float) -> Wake | None:
         self.has_waited = True
+        assert self._reader is None  # two readers: one would never be woken
         self._reader = trio.lowlevel.current_task()
         self._timer.set(deadline)
 
@@ -243,20 +243,19 @@ class StreamTransport:
     @contextlib.contextmanager
     def _stall_limit(self, stall: float) -> Iterator[None]:
         """Raise WriteTimeout once the peer has taken nothing for so many seconds."""
-        self._stall = stall
         with trio.CancelScope() as self._write_scope:
-            self._progress.has_moved()
-            self._write_timer.set(trio.current_time() + stall)
+            self._write_timer.set(self._progress.begin(trio.current_time(), stall))
             yield
         self._write_timer.set(inf)
         if self._write_scope.cancelled_caught:
             raise WriteTimeout(f"the client took nothing for {stall:g} s")
 
     def _pass_write_deadline(self) -> None:
-        if self._progress.has_moved():
-            self._write_timer.set(trio.current_time() + self._stall)
-        else:
+        next_look = self._progress.next_look(trio.current_time())
+        if next_look is None:
             self._write_scope.cancel()
+        else:
+            self._write_timer.set(next_look)
 
     async def _write_file(self, piece: FilePiece, stall: float) -> None:
         write = self._sendfile if self.can_send_files else self._copy_file

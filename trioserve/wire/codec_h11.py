@@ -10,13 +10,17 @@ from ..config import Config
 from ..errors import MessageError, ProtocolError
 from ..types import Headers
 from .codec import Head
-from .rules import ChunkScanner, check_beginning, check_fields, check_raw_head, check_target, too_long
+from .rules import ChunkScanner, check_beginning, check_coding, check_fields, check_raw_head, check_target, too_long
 
 _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 
 _END = h11.EndOfMessage()
 _Head = h11.InformationalResponse | h11.Response
+
+
+EMPTY_LINES = 8
+"""Empty lines that are ignored before a request; RFC 9112 §2.2 asks for at least one."""
 
 
 class HeadCache:
@@ -62,6 +66,7 @@ class H11Codec:
         self._max_fields = config.limit_request_fields
         self._buffer = bytearray()
         self._searched = 0
+        self._empty_lines = 0
         # Heads are measured here and chunk lines by the scanner: h11's own limit must only never be in the way.
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=2 * self._max_head + 65536)
         self._start_message()
@@ -98,6 +103,9 @@ class H11Codec:
         buffer = self._buffer
         # RFC 9112 §2.2: empty lines before the request line are ignored.
         while buffer.startswith(b"\r\n"):
+            self._empty_lines += 1
+            if self._empty_lines > EMPTY_LINES:
+                raise ProtocolError(400, "There are too many empty lines before the request.")
             del buffer[:2]
             self._searched = 0
         if not buffer or buffer == b"\r":
@@ -105,7 +113,7 @@ class H11Codec:
         check_beginning(buffer)
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
         if (end if end >= 0 else len(buffer)) > self._max_head:
-            raise too_long(buffer)
+            raise too_long(buffer, self._max_head)
         if end < 0:
             self._searched = len(buffer)
             self._check_lines(buffer)
@@ -113,7 +121,7 @@ class H11Codec:
         with memoryview(buffer) as view:
             head = bytes(view[: end + 4])
         del buffer[: end + 4]
-        self._searched = 0
+        self._searched = self._empty_lines = 0
         return self._parse_head(head)
 
     def _check_lines(self, buffer: bytearray) -> None:
@@ -146,7 +154,9 @@ class H11Codec:
             self._h11.receive_data(data)
             return self._h11.next_event()
         except h11.RemoteProtocolError as error:
-            raise ProtocolError(error.error_status_hint, f"{error}.") from None
+            if error.error_status_hint == 501:
+                check_coding(data)
+            raise ProtocolError(400, "The request head is not valid HTTP/1.1.") from None
 
     def next_body(self) -> tuple[bytes, bool] | None:
         if self.body_read:
@@ -162,8 +172,8 @@ class H11Codec:
                     pieces.append(bytes(event.data))
                 else:
                     break
-        except h11.RemoteProtocolError as error:
-            raise ProtocolError(error.error_status_hint, f"{error}.") from None
+        except h11.RemoteProtocolError:
+            raise ProtocolError(400, "The request body is not valid HTTP/1.1.") from None
         self.body_read = isinstance(event, h11.EndOfMessage)
         if not pieces and not self.body_read:
             return None

@@ -187,7 +187,9 @@ class HTTP11Connection:
         self._server.exchange_left(exchange)
         exchange.finish(Outcome.CLIENT_LEFT if exchange.has_left else Outcome.SHUTDOWN)
         self._disarm()
-        if exchange.has_aborted and self._codec.ends_by_close:
+        # What a stalled client does not take would stay in the kernel for minutes after an ordinary close.
+        has_stalled = self._transport.is_broken and exchange.outcome is Outcome.DEADLINE
+        if exchange.has_aborted and (self._codec.ends_by_close or has_stalled):
             self._must_reset = True
 
     def _exchange_ended(self) -> None:
@@ -226,7 +228,7 @@ class HTTP11Connection:
         left = DISCARD_LIMIT
         deadline = trio.current_time() + DISCARD_PATIENCE
         try:
-            while not self._codec.body_read:
+            while not self._codec.body_read and trio.current_time() < deadline:
                 piece = self._codec.next_body()
                 if piece is not None:
                     left -= len(piece[0])
@@ -240,7 +242,7 @@ class HTTP11Connection:
                     return False
         except ProtocolError:
             return False
-        return True
+        return self._codec.body_read
 
     async def _linger(self) -> None:
         """Say that nothing more will come, and throw away what the client sends until it closes too."""
@@ -250,10 +252,9 @@ class HTTP11Connection:
             return
         await self._transport.send_eof()
         deadline = trio.current_time() + LINGER_PATIENCE
-        while True:
+        came: bytes | Wake = Wake.DRAIN
+        while came and came is not Wake.DEADLINE and trio.current_time() < deadline:
             came = await self._transport.receive(deadline)
-            if came == b"" or came is Wake.DEADLINE:
-                return
 
     # The successor
 

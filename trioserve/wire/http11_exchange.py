@@ -117,6 +117,10 @@ class HTTP11Exchange:
             await self._transport.send(self._codec.informational(CONTINUE, ()), self._server.config.timeout_write)
         deadline = trio.current_time() + self._server.config.timeout_request_body
         while True:
+            # Also after a wait that bytes ended: they may have come together with the end of the exchange, after which
+            # the transport has another reader.
+            if self.ended:
+                raise ClientDisconnected("the response is complete")
             self._receiving = True
             try:
                 came = await self._transport.receive(deadline)
@@ -127,8 +131,6 @@ class HTTP11Exchange:
                 return
             if came is Wake.DEADLINE:
                 raise ProtocolError(408, "The request body did not come in time.")
-            if self.ended:
-                raise ClientDisconnected("the response is complete")
 
     async def _take_what_came(self) -> tuple[bytes, bool]:
         """After the client has left: give what it sent only if the body is complete, or say at once that it is gone."""
@@ -170,7 +172,9 @@ class HTTP11Exchange:
         for default in self._server.default_headers.current():
             if default[0] not in names:
                 response.headers.append(default)
-        if b"connection" not in names and self._must_say_close():
+        if self._must_say_close():
+            # What the application says of the connection counts only while the server has no reason to close it.
+            response.headers = [field for field in response.headers if field[0].lower() != b"connection"]
             response.headers.append((b"connection", b"close"))
         self._head = self._codec.response_head(response.status, response.headers)
         self.status = response.status

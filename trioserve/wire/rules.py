@@ -17,6 +17,7 @@ _REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/([0-
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+,;=%]*)(?::[0-9]*)?")  # RFC 3986 §3.2.2
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _LENGTH_NAME = b"\r\ncontent-length:"
+_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")  # RFC 9112 §7.1
 _TRAILER_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
@@ -61,9 +62,10 @@ def _check_lengths(head: bytes) -> None:
         raise ProtocolError(400, "Content-Length must be one number.")
 
 
-def too_long(head: bytearray) -> ProtocolError:
+def too_long(head: bytearray, limit: int) -> ProtocolError:
     """The error for a head that went over the limit: about the target if its line alone did (RFC 9110 §15.5.15)."""
-    if b"\r\n" not in head:
+    end = head.find(b"\r\n")
+    if end < 0 or end > limit:
         return ProtocolError(414, "The request line is too long.")
     return ProtocolError(431, "The request head is too large.")
 
@@ -96,17 +98,22 @@ def check_fields(headers: list[tuple[bytes, bytes]], http_version: str) -> int |
         raise ProtocolError(400, "Content-Length and Transfer-Encoding exclude each other.")
     if http_version == "1.0":
         raise ProtocolError(400, "HTTP/1.0 has no Transfer-Encoding.")
-    _check_coding(coding)
+    _check_codings(coding)
     return None
 
 
-def _check_coding(coding: bytes) -> None:
+def check_coding(head: bytes) -> None:
+    """Check the transfer coding of a raw head, for a parser that refuses what it does not know in its own way."""
+    _check_codings(b",".join(_CODING.findall(head)))
+
+
+def _check_codings(coding: bytes) -> None:
     codings = [one.strip(b" \t").lower() for one in coding.split(b",")]
     if codings[-1] != b"chunked":
         # RFC 9112 §6.3: the length of such a request cannot be determined.
         raise ProtocolError(400, "The last Transfer-Encoding must be chunked.")
-    if len(codings) > 1:
-        raise ProtocolError(501, "Only the transfer coding chunked is understood.")
+    if codings != [b"chunked"]:
+        raise ProtocolError(501, "Only the transfer coding chunked is understood, and once.")
 
 
 def check_target(method: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -1,0 +1,80 @@
+"""HTTP/1.1's exchange alone, on a transport made for the purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio.testing
+
+from trioserve.config import Config
+from trioserve.context import ServerContext
+from trioserve.errors import ClientDisconnected
+from trioserve.exchange import Endpoint, Request, Response
+from trioserve.observer import Observer
+from trioserve.transport import FilePiece, Wake
+from trioserve.wire.codec_h11 import H11Codec, HeadCache
+from trioserve.wire.http11_exchange import HTTP11Exchange
+
+from .support import respond
+
+
+class Scripted:
+    """A Transport whose receive is what a test says; what is sent is dropped."""
+
+    has_waited = has_left = has_unread = is_broken = can_send_files = False
+
+    def __init__(self) -> None:
+        self.on_receive: Callable[[], object] = object
+        self.received = 0
+
+    def tell(self, *, left: Callable[[], None], unread: Callable[[], None]) -> None: ...
+
+    async def receive(self, deadline: float) -> bytes | Wake:
+        self.received += 1
+        came = await self.on_receive()  # type: ignore[misc]  # the tests give coroutine functions
+        assert isinstance(came, bytes)
+        return came
+
+    async def send(self, data: bytes, stall: float) -> None: ...
+
+    async def send_file(self, piece: FilePiece, stall: float) -> None: ...
+
+    async def flush(self) -> None: ...
+
+    async def wait_left(self) -> None: ...
+
+    def wake(self, reason: Wake) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self, *, reset: bool = False) -> None: ...
+
+
+async def test_a_reader_whose_bytes_come_with_the_end_does_not_wait_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A task that waits for the body is woken by a part of a chunk's line while another completes the response: it must
+    not go back to the transport, which has another reader by then, but learn that the exchange has ended."""
+    config = Config(access_log=False)
+    transport, codec = Scripted(), H11Codec(config, HeadCache())
+    codec.feed(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    head = codec.next_head()
+    assert head is not None
+    exchange = HTTP11Exchange(
+        Request(head.method, head.target, head.headers, head.http_version, Endpoint()),
+        transport=transport,
+        codec=codec,
+        server=ServerContext(respond(), config, observer=Observer()),
+        on_end=lambda: None,
+    )
+
+    async def end_meanwhile() -> bytes:
+        await exchange.send_response(Response(200, []))
+        await exchange.send_body(b"done", more=False)
+        return b"5"
+
+    transport.on_receive = end_meanwhile
+    with pytest.raises(ClientDisconnected):
+        await exchange.receive_body()
+    assert transport.received == 1
