@@ -13,6 +13,7 @@ SUPPORTED = ("3.11", "3.12", "3.13")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
+OWN_EXTRAS = {"test", "bench", "dev"}  # for work on trioserve; every other extra is for its users
 FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
 
 
@@ -73,9 +74,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=FOUND[0])
 def lowest(session: nox.Session) -> None:
-    """Run the tests with the lowest versions of the core dependencies that pyproject.toml allows."""
+    """Run the tests with the lowest versions that pyproject.toml allows of what users install: core and extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = [requirement.replace(">=", "==") for requirement in project["dependencies"]]
+    wanted = list(project["dependencies"])
+    for extra, requirements in project["optional-dependencies"].items():
+        if extra not in OWN_EXTRAS:
+            wanted += requirements
+    pins = [requirement.replace(">=", "==") for requirement in wanted]
     lowered = {name_of(pin) for pin in pins}
     kept = [line for line in CONSTRAINTS.read_text().splitlines() if name_of(line) not in lowered]
     limits = Path(session.create_tmp()) / "lowest.txt"

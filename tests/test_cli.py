@@ -49,6 +49,17 @@ def test_idle_stop(folder):
     assert "info: stopping\n" in program.errors
 
 
+@pytest.mark.parametrize("name", ["graceful-shutdown", "hard-shutdown", "shutdown"])
+@pytest.mark.parametrize("seconds", ["inf", "1e10"])
+def test_endless_timeouts_of_a_stop(folder, name, seconds):
+    """A timeout may be endless, or too long for the system: an idle server stops at one Ctrl-C all the same."""
+    with start(*SERVE, "main:app", "--port", "0", f"--timeout-{name}", seconds, cwd=folder) as program:
+        program.wait_for("Ctrl-C stops")
+        program.signal()
+        assert program.wait() == 0
+    assert program.errors.endswith("info: stopped: 0 requests served\n")
+
+
 def test_closed_stdout(folder):
     """Once nobody reads stdout any more there are no access lines: one line says so, and the server goes on."""
     (folder / "quiet.py").write_text(APP + "def print(*words, **keywords): pass\n")
@@ -142,6 +153,39 @@ def test_handler_that_refuses_to_end_meets_the_hard_deadline(folder):
         assert program.wait() == 1
     announced = "cancelled; the process ends in 0.3 s if clean-up takes longer, with every thread's stack\n"
     assert 0 < program.errors.index(announced) < program.errors.index("most recent call first")
+
+
+LEFT_BEHIND = """
+import threading
+import time
+
+def left_behind():
+    time.sleep(60)  # longer than the test waits
+
+def start():
+    threading.Thread(target=left_behind).start()
+"""
+
+
+def test_thread_left_behind_meets_the_hard_deadline(folder):
+    """A thread that the application leaves behind keeps a stopped process alive only until the hard deadline."""
+    (folder / "threads.py").write_text(APP + LEFT_BEHIND + "\nstart()\n")
+    arguments = (*SERVE, "threads:app", "--port", "0", "--timeout-hard-shutdown", "1")
+    with start(*arguments, cwd=folder) as program:
+        program.wait_for("Ctrl-C stops")
+        program.signal()
+        assert program.wait() == 1
+    assert 0 < program.errors.index("info: stopped: 0 requests served") < program.errors.index("in left_behind")
+
+
+def test_thread_left_behind_by_a_cancelled_start(folder):
+    """A Ctrl-C while the application is imported ends the process at the hard deadline too."""
+    (folder / "threads.py").write_text(LEFT_BEHIND + "\nstart()\nprint('importing', flush=True)\ntime.sleep(600)\n")
+    with start(*SERVE, "threads:app", "--timeout-hard-shutdown", "1", cwd=folder) as program:
+        program.wait_for("importing")
+        program.signal()
+        assert program.wait() == 1
+    assert 0 < program.errors.index("info: stopped before the start") < program.errors.index("in left_behind")
 
 
 def test_blocked_loop_does_not_hear_a_signal(folder):

@@ -9,6 +9,7 @@ import h11
 import pytest
 import trio
 import trio.testing
+from starlette.requests import ClientDisconnect
 
 from trioserve import ClientDisconnected, MessageError
 from trioserve.logs import Outcome
@@ -188,7 +189,7 @@ async def test_an_exception_after_the_response_is_logged_and_nothing_else(autoju
 
 @pytest.mark.parametrize("wrap", ["bare", "group", "caught"])
 async def test_client_disconnected_is_no_application_error(autojump_clock, caplog, wrap):
-    """An application that lets our ClientDisconnected through, alone, in groups or as context, did nothing wrong."""
+    """An application that lets our ClientDisconnected through, or what Starlette makes of it, did nothing wrong."""
     left = trio.Event()
 
     async def handler(scope, receive, send):
@@ -204,7 +205,7 @@ async def test_client_disconnected_is_no_application_error(autojump_clock, caplo
                 raise
             if wrap == "group":
                 raise ExceptionGroup("tasks", [error, ExceptionGroup("more", [error])]) from None
-            raise LookupError("Starlette's own ClientDisconnect") from None
+            raise ClientDisconnect from None
 
     async def app(scope, receive, send):
         await send(START)
@@ -223,6 +224,29 @@ async def test_client_disconnected_is_no_application_error(autojump_clock, caplo
         assert server.errors == []
         assert [one.outcome for one in server.records] == [Outcome.CLIENT_LEFT]
     assert errors_logged(caplog) == []
+
+
+async def test_an_error_in_the_clean_up_after_a_failed_send_is_logged(autojump_clock, caplog):
+    """Only the failed send itself is excused: not what goes wrong in a ``finally`` on the way out."""
+    left = trio.Event()
+
+    async def handler(scope, receive, send):
+        await left.wait()
+        await send(START)
+        try:
+            for _ in range(100):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        finally:
+            raise KeyError("cleaning up failed")
+
+    async with memory_server(http_app(handler)) as server:
+        client = await server.connect()
+        await client.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await client.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        left.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [type(error) for error in server.errors] == [KeyError]
 
 
 async def test_an_error_of_its_own_after_the_client_left_is_logged(autojump_clock, caplog):

@@ -63,6 +63,47 @@ def test_serves_a_callable(folder):
     assert "result None True" in program.output
 
 
+def test_program_goes_on(folder):
+    """A program that goes on after run() is not ended by the hard deadline of the server that it ran."""
+    script = RUN + (
+        "import time\n"
+        "run('main:app', port=0, timeout_hard_shutdown=1)\n"
+        "time.sleep(1.5)\n"  # until the deadline would have passed
+        "print('went on')\n"
+    )
+    with start("-c", script, cwd=folder) as program:
+        program.wait_for("Ctrl-C stops")
+        program.signal()
+        assert program.wait() == 0
+    assert program.output.endswith("went on\n")
+
+
+INTERRUPTED = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    raise ValueError("no") from None
+"""
+
+
+def test_program_goes_on_after_a_failed_import(folder):
+    """The same where a signal during the import ended in an error of the application."""
+    (folder / "interrupted.py").write_text(INTERRUPTED)
+    script = RUN + (
+        "import time\n"
+        "try:\n"
+        "    run('interrupted:app', timeout_hard_shutdown=1)\n"
+        "except SystemExit as error:\n"
+        "    print('code', error.code)\n"
+        "time.sleep(1.5)\n"  # until the deadline would have passed
+        "print('went on')\n"
+    )
+    program = finish("-c", script, cwd=folder)
+    assert program.process.returncode == 0
+    assert program.output == "code 3\nwent on\n"
+
+
 def test_names_an_application_that_is_an_object(folder):
     """An application that is an instance is named by its class."""
     script = RUN + (

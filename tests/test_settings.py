@@ -1,5 +1,6 @@
 """Where the values of options come from."""
 
+import math
 import os
 import sys
 import tomllib
@@ -287,6 +288,12 @@ def test_format_can_be_used_as_a_file(folder):
     (folder / "trioserve.toml").write_text(format_settings(settings))
     again = read_settings({})
     assert (again.config, again.app) == (settings.config, "main:app")
+
+
+def test_format_of_an_endless_timeout():
+    """An endless timeout is shown as TOML spells it."""
+    text = format_settings(read_settings({"timeout_graceful_shutdown": math.inf}))
+    assert tomllib.loads(text)["timeout_graceful_shutdown"] == math.inf
 
 
 def test_format_says_where_each_came_from():

@@ -2,6 +2,8 @@
 
 import faulthandler
 import io
+import math
+import os
 import signal
 import sys
 import threading
@@ -32,7 +34,6 @@ def _disarmed():
 def signals():
     with StopSignals(CONFIG) as entered:
         yield entered
-        entered.disarm()
 
 
 def open_descriptors():
@@ -105,7 +106,6 @@ def test_signals_that_the_loop_does_not_hear(capfd):
     # Not the fixture: it would be set up before pytest puts capfd's stream in place.
     with StopSignals(CONFIG) as signals:
         trio.run(receive_two, signals)
-        signals.disarm()
     warning = "warning: the event loop has not heard the last signal yet; if it never does, the process ends in 500 s"
     assert said == ["", f"{warning}, with every thread's stack\n"]
     assert told == [1, 2]
@@ -171,11 +171,27 @@ def test_first_signal_while_stopping(signals):
     assert seconds_left(signals) == 3500
 
 
+def test_stopped(signals):
+    """When serving has ended, the rest of the process has the hard timeout."""
+    signals.phase_changed(Phase.STOPPING)
+    signals.phase_changed(Phase.STOPPED)
+    assert seconds_left(signals) == 500
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e10])
+def test_longest_deadline(seconds):
+    """A timeout longer than any process lives sets a deadline too, one that the interpreter can hold."""
+    with StopSignals(Config(timeout_hard_shutdown=seconds)) as signals:
+        signals.phase_changed(Phase.CANCELLING)
+        assert time.monotonic() + 1e8 < signals.deadline < math.inf
+
+
 @pytest.mark.parametrize(
     "later",
     [
         lambda signals: signals.phase_changed(Phase.CANCELLING),
         lambda signals: signals.phase_changed(Phase.STOPPING),
+        lambda signals: signals.phase_changed(Phase.STOPPED),
         lambda signals: signal.raise_signal(signal.SIGTERM),
     ],
 )
@@ -187,11 +203,31 @@ def test_final_deadline_is_never_put_off(signals, later):
     assert signals.deadline == deadline
 
 
-def test_disarmed(signals):
-    """Once the event loop has returned there is no deadline."""
-    signals.phase_changed(Phase.CANCELLING)
-    signals.disarm()
+def test_disarmed():
+    """In a program that goes on there is no deadline after the block, even if another signal came at its very end."""
+    with StopSignals(CONFIG) as signals:
+        signals.phase_changed(Phase.STOPPED)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert signals.deadline is None
+
+
+def test_kept():
+    """In a process that ends after the block the deadline holds on."""
+    with StopSignals(CONFIG, ends_process=True) as signals:
+        signals.phase_changed(Phase.STOPPED)
+    assert seconds_left(signals) == 500
+    faulthandler.cancel_dump_traceback_later()
+    os.close(signals._output)
+
+
+def test_deadline_of_another(monkeypatch):
+    """Where no stop began, a timer that the program itself has set in faulthandler is left alone."""
+    cancelled = []
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: cancelled.append(True))
+    with StopSignals(CONFIG):
+        pass
+    assert cancelled == []
 
 
 ENDLESS = """
@@ -222,7 +258,6 @@ def test_stderr_without_a_descriptor(monkeypatch, stream):
     monkeypatch.setattr(sys, "stderr", stream)
     with StopSignals(CONFIG) as signals:
         signals.phase_changed(Phase.CANCELLING)
-        signals.disarm()
 
 
 def test_no_stderr_at_all(monkeypatch):
@@ -233,5 +268,4 @@ def test_no_stderr_at_all(monkeypatch):
     with StopSignals(CONFIG) as signals:
         signals.phase_changed(Phase.CANCELLING)
         assert seconds_left(signals) == 500
-        signals.disarm()
     assert open_descriptors() == before

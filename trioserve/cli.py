@@ -139,7 +139,7 @@ def _serve(app: str | None, config: str | None, print_config: bool, **given: Any
         raise click.UsageError(
             "APP is missing: name your application as module:attribute, such as main:app, or try trioserve.demo:app"
         )
-    context.exit(run_settings(target, settings))
+    context.exit(run_settings(target, settings, ends_process=True))
 
 
 def _was_given(context: click.Context, name: str) -> bool:

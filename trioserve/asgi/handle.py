@@ -93,12 +93,9 @@ def _is_disconnect(error: BaseException, exchange: Exchange) -> bool:
     """Whether the application merely let our own "nobody is there" through, alone or in groups."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect(one, exchange) for one in error.exceptions)
-    # Starlette raises its own ClientDisconnect: for the OSError of a send with ours as its context, for the
-    # http.disconnect of a receive (a broken upload) with nothing to tell it by but its name.
-    return isinstance(error, ClientDisconnected) or (
-        exchange.has_left
-        and (isinstance(error.__context__, ClientDisconnected) or type(error).__name__ == "ClientDisconnect")
-    )
+    # Starlette raises its own ClientDisconnect, for the OSError of a send and for the http.disconnect of a broken upload,
+    # with nothing to tell it by but its name. All else that is raised on the way out is an error, whatever its context.
+    return isinstance(error, ClientDisconnected) or (exchange.has_left and type(error).__name__ == "ClientDisconnect")
 
 
 def _report(server: ServerContext, exchange: Exchange, message: str, error: BaseException) -> None:

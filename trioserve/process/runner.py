@@ -44,24 +44,27 @@ def run(app: ASGIApp | str, config: Config | None = None, **options: AnyValue) -
         # Logging is not configured yet: how is one of the settings that cannot be read.
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the reason is the comment above
         raise SystemExit(EXIT_WRONG_USAGE) from None
-    if code := run_settings(app, settings):
+    if code := run_settings(app, settings, ends_process=False):
         raise SystemExit(code)
 
 
-def run_settings(app: ASGIApp | str, settings: Settings) -> int:
-    """Serve ``app`` until stopped, and return the exit code."""
+def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) -> int:
+    """Serve ``app`` until stopped, and return the exit code.
+
+    ``ends_process``: the caller ends the process with that code, which the hard deadline then sees to, whatever the
+    application has left behind. Without it the program goes on, and no deadline is left.
+    """
     config = settings.config
     configure_logging(config)
     for warning in settings.warnings:
         server_log.warning(warning)
-    with StopSignals(config) as signals:
+    with StopSignals(config, ends_process=ends_process) as signals:
         try:
             with signals.interrupting():
                 application = load_app(app, app_dir=config.app_dir, factory=config.factory)
         except AppLoadError as error:
             return _report(error, EXIT_CANNOT_START)
         except KeyboardInterrupt:
-            signals.disarm()
             server_log.info("stopped before the start")
             return EXIT_DRAINED
         return _Run(application, app if isinstance(app, str) else _name_of(app), settings, signals).run()
@@ -86,8 +89,6 @@ class _Run(Observer):
 
     def run(self) -> int:
         error = trio.run(self._serve)
-        # Only here, and not in a finally: a loop that has crashed may have left something behind that hangs.
-        self._signals.disarm()
         if error is not None:
             return _report(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
         if self._server is None:

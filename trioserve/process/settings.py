@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -226,7 +227,10 @@ def _hint(name: str, known: Iterable[str], *, prefix: str = "") -> str:
 
 
 def format_settings(settings: Settings) -> str:
-    """Show each value and where it came from, as a ``trioserve.toml`` that would give the same."""
+    """Show each value and where it came from, as a ``trioserve.toml`` that would give the same.
+
+    All but ssl_keyfile_password, which is masked: that row has to be filled in again.
+    """
     rows = [("app", settings.app)] if settings.app is not None else []
     lines = [f"{name} = {json.dumps(value)}" for name, value in rows]
     names = [name for name, _ in rows]
@@ -244,4 +248,6 @@ def _to_toml(one: Option, value: AnyValue) -> str:
         return '"********"'
     if one.octal:
         return f"0o{value:o}"
+    if value == math.inf:
+        return "inf"  # JSON has no such number, and json writes Infinity
     return json.dumps(value, ensure_ascii=False)

@@ -24,17 +24,23 @@ from ..observer import Phase
 # Ctrl-C, a polite kill, and Ctrl-Break, which is the only one a console program on Windows can be sent.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 
+# Seconds: 31 years, or less where a lock cannot wait as long. faulthandler refuses more, and an endless deadline too;
+# an error from there, in a signal handler, would break the stop.
+_LONGEST = min(1e9, threading.TIMEOUT_MAX)
+
 
 class StopSignals:
     """Takes over the stop signals while entered; outside the main thread it does nothing.
 
     ``attach`` says who is told, in the event loop, of each signal; signals that came before are told then.
-    ``disarm`` is called once the event loop has returned, and only then: what hangs before is what the deadline is for.
+    ``ends_process``: nothing but the end of the process comes after the block, so a deadline once set holds until then.
+    Without it the program goes on, and leaving the block disarms the deadline.
     ``deadline`` is when the process ends whatever it does, by time.monotonic(); None while nothing calls for that.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, ends_process: bool = False) -> None:
         self._config = config
+        self._ends_process = ends_process
         self._previous: dict[int, object] = {}
         self._phase = Phase.STARTING
         self._count = 0
@@ -59,6 +65,9 @@ class StopSignals:
         for number, previous in self._previous.items():
             # None stands for a handler that was not installed from Python, and cannot be put back from here.
             signal.signal(number, previous if callable(previous) or isinstance(previous, int) else signal.SIG_DFL)
+        # Only now: a signal up to here may have set the deadline anew.
+        if not self._ends_process:
+            self._disarm()
         if self._previous and self.deadline is None:
             os.close(self._output)
 
@@ -85,11 +94,15 @@ class StopSignals:
             self._arm(self._config.timeout_hard_shutdown, is_final=True)
         elif phase is Phase.STOPPING:
             self._arm(self._config.timeout_shutdown + self._config.timeout_hard_shutdown)
+        elif phase is Phase.STOPPED:
+            # A thread that the application leaves behind, or its atexit, can still keep the process from ending.
+            self._arm(self._config.timeout_hard_shutdown, is_final=True)
 
-    def disarm(self) -> None:
-        """The event loop has returned: nothing is left that could hang."""
-        faulthandler.cancel_dump_traceback_later()
-        self.deadline = None
+    def _disarm(self) -> None:
+        """The program goes on without a server, and what still runs in it is its own affair."""
+        if self.deadline is not None:  # else the timer is not ours: a program may use faulthandler's itself
+            faulthandler.cancel_dump_traceback_later()
+            self.deadline = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
@@ -127,6 +140,7 @@ class StopSignals:
         """Set the hard deadline. Once one is final, it is only ever brought forward."""
         if not self._previous:
             return  # another thread runs us, as part of a program that is not ours to end
+        seconds = min(seconds, _LONGEST)
         deadline = time.monotonic() + seconds
         if self._is_final and self.deadline is not None and deadline >= self.deadline:
             return
