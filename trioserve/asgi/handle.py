@@ -93,8 +93,8 @@ def _is_disconnect(error: BaseException, exchange: Exchange) -> bool:
     """Whether the application merely let our own "nobody is there" through, alone or in groups."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect(one, exchange) for one in error.exceptions)
-    # Starlette raises its own ClientDisconnect, for the OSError of a send and for the http.disconnect of a broken upload,
-    # with nothing to tell it by but its name. All else that is raised on the way out is an error, whatever its context.
+    # Starlette raises its own ClientDisconnect, for the OSError of a send and for the http.disconnect of a broken
+    # upload, with nothing to tell it by but its name. All else that is raised on the way out is an error.
     return isinstance(error, ClientDisconnected) or (exchange.has_left and type(error).__name__ == "ClientDisconnect")
 
 
