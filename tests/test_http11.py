@@ -566,7 +566,7 @@ async def test_a_body_that_says_to_be_too_large_is_refused_at_once(autojump_cloc
     calls: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        calls.append(scope)  # pragma: no cover - this is what must not happen
+        calls.append(scope)
 
     async with memory_server(http_app(app), limit_request_body=4) as server:
         answer = await exchange_raw(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
