@@ -88,7 +88,8 @@ class HTTPCall:
             data = read_bytes(message, "body")
             more = bool(message.get("more_body", False))
             if self._response is not None:
-                await self._begin(self._response, None if more else len(data))
+                await self._exchange.send_response(self._complete(self._response, None if more else len(data)))
+                self._response = None
             self._moved_on(more)
             await self._exchange.send_body(data, more or self._has_trailers)
         elif kind == "http.response.start":
@@ -122,15 +123,18 @@ class HTTPCall:
         if self._expects is not expects:
             raise MessageError(f"expected {self._expects.value}, not {kind}")
 
-    async def _begin(self, response: Response | None, length: int | None) -> None:
-        """Hand over the held head, if it still is; ``length`` is that of the body if this piece is all of it."""
-        if response is None:
-            return
+    def _complete(self, response: Response, length: int | None) -> Response:
+        """Add what the application left to us; ``length`` is that of the body if its first piece is all of it."""
         if length is not None and self._lacks_length(response):
             # Cheaper than chunks, and an HTTP/1.0 client can then tell a cut response from a whole one.
             response.add(b"content-length", b"%d" % length)
-        await self._exchange.send_response(response)
-        self._response = None
+        return response
+
+    async def _begin(self, length: int | None) -> None:
+        """Hand over the held head, if it still is."""
+        if self._response is not None:
+            await self._exchange.send_response(self._complete(self._response, length))
+            self._response = None
 
     def _lacks_length(self, response: Response) -> bool:
         if b"content-length" in response.names or b"transfer-encoding" in response.names or response.trailers:
@@ -155,7 +159,7 @@ class HTTPCall:
         # In a thread: opening can block for long on a cold or remote disk.
         file, size = await trio.to_thread.run_sync(open_regular_file, path)
         try:
-            await self._begin(self._response, size)
+            await self._begin(size)
             self._moved_on(more=False)
             await self._exchange.send_file(file, 0, size, self._has_trailers)
         finally:
@@ -164,6 +168,6 @@ class HTTPCall:
     async def _send_open_file(self, message: Message) -> None:
         file, offset, count = read_file(message)
         more = bool(message.get("more_body", False))
-        await self._begin(self._response, None if more else count)
+        await self._begin(None if more else count)
         self._moved_on(more)
         await self._exchange.send_file(file, offset, count, more or self._has_trailers)

@@ -9,6 +9,13 @@ from ..types import PlainValues, Scope, State
 
 SPEC_VERSION = "2.5"
 
+_EXTENSIONS: PlainValues = {
+    "http.response.trailers": {},
+    "http.response.early_hint": {},
+    "http.response.pathsend": {},
+}
+_WITH_FILES: PlainValues = {**_EXTENSIONS, "http.response.zerocopysend": {}}
+
 
 def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug: bool) -> Scope:
     """Build the scope of one exchange; ``headers``, ``extensions`` and ``state`` are fresh objects.
@@ -54,13 +61,7 @@ def _mount(path: str, root_path: str) -> str:
 
 
 def _extensions(exchange: Exchange, debug: bool) -> PlainValues:
-    extensions: PlainValues = {
-        "http.response.trailers": {},
-        "http.response.early_hint": {},
-        "http.response.pathsend": {},
-    }
-    if exchange.can_send_files:
-        extensions["http.response.zerocopysend"] = {}
+    extensions = (_WITH_FILES if exchange.can_send_files else _EXTENSIONS).copy()
     if debug:
         extensions["http.response.debug"] = {}
     tls = exchange.request.endpoint.tls()

@@ -188,11 +188,12 @@ class HTTP11Exchange:
 
     async def send_body(self, data: bytes, more: bool) -> None:
         self._raise_if_gone()
-        framed = self._codec.body(data)
+        codec = self._codec
+        framed = codec.body(data)
         if not more:
-            framed += self._codec.end(())
-        await self._write(framed)
-        if not self._codec.drops_body:
+            framed += codec.end(())
+        await self._write(self._take_head() + framed)
+        if not codec.drops_body:
             self.sent += len(data)
         if not more:
             self._end()
@@ -217,11 +218,10 @@ class HTTP11Exchange:
 
     async def send_trailers(self, headers: Headers) -> None:
         self._raise_if_gone()
-        await self._write(self._codec.end(headers))
+        await self._write(self._take_head() + self._codec.end(headers))
         self._end()
 
     async def _write(self, data: bytes) -> None:
-        data = self._take_head() + data
         if not data:
             return
         try:
