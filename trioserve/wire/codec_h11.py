@@ -118,8 +118,7 @@ class H11Codec:
             self._searched = len(buffer)
             self._check_lines(buffer)
             return None
-        with memoryview(buffer) as view:
-            head = bytes(view[: end + 4])
+        head = bytes(buffer[: end + 4])
         del buffer[: end + 4]
         self._searched = self._empty_lines = 0
         return self._parse_head(head)
