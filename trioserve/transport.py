@@ -1,4 +1,4 @@
-"""What the wire side needs from the thing that carries its bytes."""
+"""What carries bytes to and from a client."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ class FilePiece:
     after: bytes
 
 
-class Transport(Protocol):
-    """A byte stream whose one reader can be woken with a reason, and which knows at once that its peer has left."""
+class Channel(Protocol):
+    """Bytes both ways, with one reader that can be woken with a reason, and which knows at once that its peer has left.
+
+    A connection's Transport is one; what an exchange becomes when it switches protocols is another, or the same.
+    """
 
     has_waited: bool
     """Set by a receive that suspended its task; whoever wants to know clears it before."""
@@ -58,15 +61,16 @@ class Transport(Protocol):
         """Nothing can be sent any more."""
         ...
 
-    @property
-    def can_send_files(self) -> bool: ...
-
     async def receive(self, deadline: float) -> bytes | Wake:
         """Return what has arrived, ``b""`` after the last byte, or why the wait ended before any.
 
         Does not wait, and makes no checkpoint, if something is there. One task at a time. ``deadline`` is on Trio's
         clock.
         """
+        ...
+
+    def receive_nowait(self) -> bytes | None:
+        """As receive, but None where that would wait. Not while a task waits in receive."""
         ...
 
     async def send(self, data: bytes, stall: float) -> None:
@@ -76,16 +80,8 @@ class Transport(Protocol):
         """
         ...
 
-    async def send_file(self, piece: FilePiece, stall: float) -> None:
-        """As send, and returns when all of it is sent. Raises EOFError if the file is shorter than said."""
-        ...
-
     async def flush(self) -> None:
         """Wait until the peer's side has taken all that was sent. Raises ClientDisconnected."""
-        ...
-
-    async def wait_left(self) -> None:
-        """Wait until the peer has left or ``wake`` was called; whoever waits looks again. Any number may wait."""
         ...
 
     def wake(self, reason: Wake) -> None:
@@ -98,4 +94,19 @@ class Transport(Protocol):
 
     async def aclose(self, *, reset: bool = False) -> None:
         """Close within a second, whatever the peer does; with ``reset`` in a way it cannot mistake for an end."""
+        ...
+
+
+class Transport(Channel, Protocol):
+    """What carries a connection."""
+
+    @property
+    def can_send_files(self) -> bool: ...
+
+    async def send_file(self, piece: FilePiece, stall: float) -> None:
+        """As send, and returns when all of it is sent. Raises EOFError if the file is shorter than said."""
+        ...
+
+    async def wait_left(self) -> None:
+        """Wait until the peer has left or ``wake`` was called; whoever waits looks again. Any number may wait."""
         ...

@@ -17,6 +17,7 @@ import trio
 from ..clock import Clock
 from ..errors import ClientDisconnected, WriteTimeout
 from ..transport import READ_AHEAD, FilePiece, Wake
+from .parked_reader import ParkedReader
 from .progress import SendProgress
 from .reactor import ERROR, LEFT, READABLE, RESET, WRITABLE, Reactor
 
@@ -54,7 +55,6 @@ class SocketTransport:
         "_out_lot",
         "_progress",
         "_reactor",
-        "_read_timer",
         "_readable",
         "_reader",
         "_socket",
@@ -62,7 +62,6 @@ class SocketTransport:
         "_stalled",
         "_turns",
         "_unsent",
-        "_wake_reason",
         "_wants_out",
         "_write_timer",
         "fileno",
@@ -77,10 +76,8 @@ class SocketTransport:
         self._socket = sock
         self.fileno = sock.fileno()
         self._reactor = reactor
-        self._read_timer = clock.timer(self._pass_read_deadline)
+        self._reader = ParkedReader(clock)
         self._write_timer = clock.timer(self._pass_write_deadline)
-        self._reader: trio.lowlevel.Task | None = None
-        self._wake_reason: Wake | None = None
         self._left_lot: trio.lowlevel.ParkingLot | None = None
         self._readable = True  # until recv says otherwise
         self.has_waited = False
@@ -108,8 +105,8 @@ class SocketTransport:
             # After an error nothing of what came before it counts. After a mere EPOLLHUP all does: a unix socket says
             # so when its peer has closed, any socket when both sides have said that they will send no more.
             self._readable = not events & ERROR
-            if self._reader is not None:
-                self._wake_reader(None)
+            if self._reader.task is not None:
+                self._reader.wake(None)
             elif not events & LEFT:
                 self._on_unread()
         if events & LEFT:
@@ -129,7 +126,7 @@ class SocketTransport:
     def _leave(self) -> None:
         if not self.has_left:
             self.has_left = True
-            self._wake_reader(None)
+            self._reader.wake(None)
             _unpark(self._left_lot)
             self._on_left()
         if self.is_broken:
@@ -147,52 +144,37 @@ class SocketTransport:
 
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
-            if self._readable:
+            if self._busy >= YIELD_AFTER and self._readable:
                 # Shielded, because what is there is to be had even in a cancelled scope.
-                if self._busy >= YIELD_AFTER:
-                    self._busy = 0
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                self._readable = False
-                try:
-                    data = self._socket.recv(READ_AHEAD)
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    self._break()
-                else:
-                    if data:
-                        self._busy += max(len(data), LEAST_PIECE)
-                        # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
-                        # together with them: its event is behind us.
-                        self._readable = len(data) == READ_AHEAD or self.has_left
-                        return data
-                    self._leave()
-            if self.has_left:
-                return b""
-            reason = await self._wait(deadline)
+                self._busy = 0
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            data = self.receive_nowait()
+            if data is not None:
+                return data
+            self._busy = 0
+            self.has_waited = True
+            reason = await self._reader.wait(deadline)
             if reason is not None:
                 return reason
 
-    async def _wait(self, deadline: float) -> Wake | None:
-        self._busy = 0
-        self.has_waited = True
-        assert self._reader is None  # two readers: one would never be woken
-        self._reader = trio.lowlevel.current_task()
-        self._read_timer.set(deadline)
-        await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
-        return self._wake_reason
-
-    def _abort_wait(self, _: object) -> trio.lowlevel.Abort:
-        self._reader = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def _wake_reader(self, reason: Wake | None) -> None:
-        if self._reader is not None:
-            reader, self._reader, self._wake_reason = self._reader, None, reason
-            trio.lowlevel.reschedule(reader)
-
-    def _pass_read_deadline(self) -> None:
-        self._wake_reader(Wake.DEADLINE)
+    def receive_nowait(self) -> bytes | None:
+        if self._readable:
+            self._readable = False
+            try:
+                data = self._socket.recv(READ_AHEAD)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._break()
+            else:
+                if data:
+                    self._busy += max(len(data), LEAST_PIECE)
+                    # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
+                    # together with them: its event is behind us.
+                    self._readable = len(data) == READ_AHEAD or self.has_left
+                    return data
+                self._leave()
+        return b"" if self.has_left else None
 
     async def wait_left(self) -> None:
         if not self.has_left:
@@ -201,7 +183,7 @@ class SocketTransport:
             await self._left_lot.park()
 
     def wake(self, reason: Wake) -> None:
-        self._wake_reader(reason)
+        self._reader.wake(reason)
         _unpark(self._left_lot)
 
     # Writing
@@ -378,7 +360,6 @@ class SocketTransport:
             return
         self._is_closed = self.is_broken = self.has_left = True
         self._readable = False
-        self._read_timer.close()
         self._write_timer.close()
         # Before closing, and without a checkpoint in between: the number may be another connection's at once.
         self._reactor.unregister(self)
@@ -389,7 +370,7 @@ class SocketTransport:
                 # A child process that was forked meanwhile may hold the socket, too; closing would then say nothing.
                 self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        self._wake_reader(None)
+        self._reader.close()
         _unpark(self._left_lot)
         _unpark(self._out_lot)
 

@@ -15,6 +15,7 @@ import trio
 from ..clock import Clock
 from ..errors import ClientDisconnected, WriteTimeout
 from ..transport import READ_AHEAD, FilePiece, Wake
+from .parked_reader import ParkedReader
 from .progress import SendProgress
 
 # The largest piece that is written under one deadline: "took nothing for 30 s" can only be seen between pieces. Also
@@ -37,11 +38,9 @@ class StreamTransport:
 
     def __init__(self, stream: trio.abc.Stream, clock: Clock) -> None:
         self._stream = stream
-        self._timer = clock.timer(self._pass_deadline)
+        self._reader = ParkedReader(clock)
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
-        self._reader: trio.lowlevel.Task | None = None
-        self._wake_reason: Wake | None = None
         self._watcher_lot = trio.lowlevel.ParkingLot()
         self._left_lot = trio.lowlevel.ParkingLot()
         self._is_sending = False
@@ -83,9 +82,9 @@ class StreamTransport:
         while data := await receive(READ_AHEAD - self._buffered):
             self._chunks.append(bytes(data))
             self._buffered += len(data)
-            if self._reader is None:
+            if self._reader.task is None:
                 self._on_unread()
-            self._wake_reader(None)
+            self._reader.wake(None)
             while self._buffered >= READ_AHEAD:
                 await self._watcher_lot.park()
 
@@ -99,51 +98,35 @@ class StreamTransport:
     def _leave(self) -> None:
         if not self.has_left:
             self.has_left = True
-            self._wake_reader(None)
+            self._reader.wake(None)
             self._left_lot.unpark_all()
             self._queue_lot.unpark_all()
             self._on_left()
 
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
-            if self._chunks:
-                chunk = self._chunks.popleft()
-                self._buffered -= len(chunk)
-                self._watcher_lot.unpark_all()
-                return chunk
-            if self.has_left:
-                return b""
-            reason = await self._wait(deadline)
+            data = self.receive_nowait()
+            if data is not None:
+                return data
+            self.has_waited = True
+            reason = await self._reader.wait(deadline)
             if reason is not None:
                 return reason
 
-    async def _wait(self, deadline: float) -> Wake | None:
-        self.has_waited = True
-        assert self._reader is None  # two readers: one would never be woken
-        self._reader = trio.lowlevel.current_task()
-        self._timer.set(deadline)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._reader = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        return self._wake_reason
-
-    def _wake_reader(self, reason: Wake | None) -> None:
-        if self._reader is not None:
-            reader, self._reader, self._wake_reason = self._reader, None, reason
-            trio.lowlevel.reschedule(reader)
-
-    def _pass_deadline(self) -> None:
-        self._wake_reader(Wake.DEADLINE)
+    def receive_nowait(self) -> bytes | None:
+        if self._chunks:
+            chunk = self._chunks.popleft()
+            self._buffered -= len(chunk)
+            self._watcher_lot.unpark_all()
+            return chunk
+        return b"" if self.has_left else None
 
     async def wait_left(self) -> None:
         if not self.has_left:
             await self._left_lot.park()
 
     def wake(self, reason: Wake) -> None:
-        self._wake_reader(reason)
+        self._reader.wake(reason)
         self._left_lot.unpark_all()
 
     # Writing
@@ -300,7 +283,6 @@ class StreamTransport:
                 await self._stream.send_eof()
 
     async def aclose(self, *, reset: bool = False) -> None:
-        self._timer.close()
         self._write_timer.close()
         self.is_broken = True
         if reset:
@@ -312,7 +294,7 @@ class StreamTransport:
                 await self._watch_ended.wait()
             await self._stream.aclose()
         self.has_left = True
-        self._wake_reader(None)
+        self._reader.close()
         self._left_lot.unpark_all()
         self._queue_lot.unpark_all()
 
