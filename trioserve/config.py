@@ -127,6 +127,21 @@ class Config:
         check=parse_header,
     )
 
+    ws: Literal["on", "off"] = option("on", Group.WEBSOCKETS, "WebSockets; off ignores requests to upgrade.")
+    ws_max_size: int = option(
+        16 * 1024 * 1024, Group.WEBSOCKETS, "Bytes of a message, once inflated; more closes with 1009.", minimum=1
+    )
+    ws_max_queue: int = option(
+        16, Group.WEBSOCKETS, "Messages that wait for the application before reading stops.", minimum=1
+    )
+    ws_ping_interval: float | None = option(
+        20, Group.WEBSOCKETS, "Seconds between pings; none = never.", above=0, metavar="SECONDS"
+    )
+    ws_ping_timeout: float | None = option(
+        20, Group.WEBSOCKETS, "Wait for the pong, then close with 1011; none = for ever.", above=0, metavar="SECONDS"
+    )
+    ws_per_message_deflate: bool = option(True, Group.WEBSOCKETS, "Compress messages where the client offers it.")
+
     limit_concurrency: int | None = option(
         None, Group.LIMITS, "Requests in progress at once; one more gets 503.", minimum=1, metavar="N"
     )
@@ -156,6 +171,9 @@ class Config:
         3, Group.CLOCKS, "Handlers are cancelled this long after their client left; none = never.", minimum=0
     )
     timeout_tls_handshake: float = option(10, Group.CLOCKS, "TLS handshake.", above=0)
+    timeout_ws_handshake: float = option(
+        10, Group.CLOCKS, "The application accepts or refuses a WebSocket; then 504.", above=0
+    )
     timeout_graceful_shutdown: float = option(30, Group.CLOCKS, "Requests may finish after a stop.", minimum=0)
     timeout_hard_shutdown: float = option(
         5, Group.CLOCKS, "Cancelled requests may clean up; then the process ends.", above=0

@@ -109,7 +109,7 @@ class Connections:
         except (HandshakeError, trio.TooSlowError) as error:
             reason = str(error) if isinstance(error, HandshakeError) else "timed out"
             self._server.counters.count_handshake_failure(listener, reason)
-            client = "a client" if endpoint.client is None else f"{endpoint.client[0]}:{endpoint.client[1]}"
+            client = "a client" if endpoint.client is None else endpoint.client_name
             server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
             await _say_goodbye(stream, PLAIN_HTTP_ANSWER if getattr(error, "plain_http", False) else b"")
             return None

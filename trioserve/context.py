@@ -14,7 +14,7 @@ from .clock import Clock
 from .config import Config
 from .drain import Drain, DrainKind
 from .exchange import Request
-from .logs import ExchangeRecord, log_exchange
+from .logs import ExchangeRecord, WebSocketRecord, log_exchange, log_websocket
 from .metrics import Counters
 from .observer import Observer
 from .types import ASGIApp, Headers, State
@@ -89,10 +89,22 @@ class ServerContext:
             open_now = self.counters.connections
             return f"{open_now} connection{'s' * (open_now != 1)}" if open_now else "nothing"
         request, started = min(self.active.values(), key=lambda entry: entry[1])
-        count = len(self.active)
+        kinds = ((len(self.active) - self.counters.websockets, "request"), (self.counters.websockets, "WebSocket"))
+        counts = " and ".join(f"{count} {kind}{'s' * (count != 1)}" for count, kind in kinds if count)
         target = request.target.decode("ascii")
         age = trio.current_time() - started
-        return f"{count} request{'s' * (count != 1)}, oldest {request.method} {target} {age:.0f} s"
+        return f"{counts}, oldest {request.method} {target} {age:.0f} s"
+
+    def websocket_opened(self) -> None:
+        self.counters.websockets += 1
+        self.counters.websockets_total += 1
+
+    def websocket_closed(self, record: WebSocketRecord) -> None:
+        self.counters.websockets -= 1
+        if self.wants_records:
+            self.observer.websocket_closed(record)
+            if self.config.access_log:
+                log_websocket(record)
 
 
 def _choose_max_requests(config: Config) -> int | None:

@@ -63,9 +63,10 @@ class MessageError(TrioserveError, RuntimeError):
 
 
 class ProtocolError(Exception):
-    """A client broke HTTP; ``status`` is the answer it gets. Never leaves the connection."""
+    """A client broke HTTP; ``status`` is the answer it gets, with these fields. Never leaves the connection."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, *fields: tuple[bytes, bytes]) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.fields = fields

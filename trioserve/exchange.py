@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+from .transport import Channel
 from .types import Headers, PlainValues
 
 Address = tuple[str, int | None]
@@ -31,13 +32,22 @@ class Endpoint:
     scheme: str = "http"
     tls: Callable[[], PlainValues | None] = _no_tls
 
+    @property
+    def client_name(self) -> str:
+        """The client as the log names it: host and port, or "-" if it has neither (a unix socket)."""
+        if self.client is None:
+            return "-"
+        host, port = self.client
+        return host if port is None else f"{host}:{port}"
+
 
 @dataclass(slots=True)
 class Request:
     """A request head.
 
     ``target`` is origin-form or ``*``: an absolute-form target has been taken apart into ``target`` and the Host field
-    (RFC 9112 §3.2.2). ``headers`` has lower-case names.
+    (RFC 9112 §3.2.2). ``headers`` has lower-case names. ``protocol`` is what the client asks to switch to, None if it
+    asks for nothing that we know.
     """
 
     method: str
@@ -45,6 +55,12 @@ class Request:
     headers: list[tuple[bytes, bytes]]
     http_version: str
     endpoint: Endpoint
+    protocol: Literal["websocket"] | None = None
+
+    @property
+    def line(self) -> str:
+        """As the log names it: method, target and version."""
+        return f"{self.method} {self.target.decode('ascii')} HTTP/{self.http_version}"
 
 
 @dataclass(slots=True)
@@ -125,6 +141,20 @@ class Exchange(Protocol):
 
     async def send_trailers(self, headers: Headers) -> None:
         """End a message whose Response had ``trailers``."""
+        ...
+
+    async def switch_protocols(self, headers: Headers) -> tuple[Channel, bytes]:
+        """Accept what the request asks to switch to; returns what carries its bytes, and those that came already.
+
+        The exchange adds what its version of HTTP demands, and has then ended. Whoever gets the channel closes it.
+        """
+        ...
+
+    async def refuse(self, status: int, reason: str, *fields: tuple[bytes, bytes], closes: bool = True) -> None:
+        """Answer in the application's place, unless it began to: then cut its response.
+
+        ``closes``: the connection, too, where it carries one exchange at a time.
+        """
         ...
 
     def abort(self) -> None:

@@ -71,6 +71,40 @@ class ExchangeRecord:
         }
 
 
+@dataclass(slots=True)
+class WebSocketRecord:
+    """What is told of a WebSocket once it has closed; its handshake has a record of its own, with status 101.
+
+    ``code`` and ``reason`` are those of the close, 1006 if there was no closing handshake. ``received`` and ``sent``
+    are bytes of messages, inflated; ``duration`` is seconds from the accept.
+    """
+
+    client: str
+    target: str
+    code: int
+    reason: str
+    received_messages: int
+    received: int
+    sent_messages: int
+    sent: int
+    duration: float
+    outcome: Outcome
+
+    def to_plain(self) -> PlainValues:
+        return {
+            "client": self.client,
+            "target": self.target,
+            "code": self.code,
+            "reason": self.reason,
+            "received_messages": self.received_messages,
+            "received": self.received,
+            "sent_messages": self.sent_messages,
+            "sent": self.sent,
+            "duration": round(self.duration, 6),
+            "outcome": self.outcome.value,
+        }
+
+
 def _printable(text: str) -> str:
     # The wire lets only printable ASCII through; a log line must not depend on that, because a raw line feed or escape
     # sequence from a client forges lines and drives terminals.
@@ -94,6 +128,25 @@ def log_exchange(record: ExchangeRecord) -> None:
         "-" if record.first_byte is None else f"{record.first_byte * 1000:.1f} ms",
         record.outcome.value,
         extra={"exchange": record},
+    )
+
+
+def log_websocket(record: WebSocketRecord) -> None:
+    """Write the access line of a WebSocket that has closed; the record travels along as ``websocket``."""
+    if not access_log.isEnabledFor(logging.INFO):
+        return
+    access_log.info(
+        '%s "WebSocket %s" closed %d after %.1f s received %d messages %d bytes sent %d messages %d bytes %s',
+        _printable(record.client),
+        _printable(record.target).replace('"', '\\"'),
+        record.code,
+        record.duration,
+        record.received_messages,
+        record.received,
+        record.sent_messages,
+        record.sent,
+        record.outcome.value,
+        extra={"websocket": record},
     )
 
 
@@ -138,6 +191,11 @@ def _color_of(record: logging.LogRecord) -> str:
         if status >= 500 or exchange.outcome is Outcome.ERROR:
             return _COLOR_ERROR
         return _COLOR_WARNING if status >= 400 or exchange.outcome is not Outcome.OK else _COLOR_FINE
+    websocket = getattr(record, "websocket", None)
+    if isinstance(websocket, WebSocketRecord):
+        if websocket.outcome is Outcome.ERROR:
+            return _COLOR_ERROR
+        return _COLOR_FINE if websocket.outcome is Outcome.OK else _COLOR_WARNING
     if record.levelno >= logging.ERROR:
         return _COLOR_ERROR
     if record.levelno >= logging.WARNING:
@@ -156,9 +214,10 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        exchange = getattr(record, "exchange", None)
-        if isinstance(exchange, ExchangeRecord):
-            values.update(exchange.to_plain())
+        for name in ("exchange", "websocket"):
+            ended = getattr(record, name, None)
+            if isinstance(ended, ExchangeRecord | WebSocketRecord):
+                values.update(ended.to_plain())
         request_line = getattr(record, "request_line", None)
         if request_line is not None:
             values["request_line"] = request_line

@@ -13,6 +13,8 @@ class Counters:
     connections_total: int = 0
     requests: int = 0
     requests_total: int = 0
+    websockets: int = 0
+    websockets_total: int = 0
     rejected: dict[int, int] = field(default_factory=dict)
     handshake_failures: dict[tuple[str, str], int] = field(default_factory=dict)
     application_errors: int = 0
@@ -29,14 +31,17 @@ class Counters:
 class Statistics:
     """A server's figures at one moment.
 
-    ``connections`` and ``requests`` are open now, ``*_total`` since the start. ``rejected`` counts requests that the
-    server answered itself, by status. ``handshake_failures`` counts failed TLS handshakes by (listener, reason).
+    ``connections``, ``requests`` and ``websockets`` are open now, ``*_total`` since the start. A WebSocket is among the
+    requests, too, for as long as it is open. ``rejected`` counts requests that the server answered itself, by status.
+    ``handshake_failures`` counts failed TLS handshakes by (listener, reason).
     """
 
     connections: int
     connections_total: int
     requests: int
     requests_total: int
+    websockets: int
+    websockets_total: int
     rejected: dict[int, int]
     handshake_failures: dict[tuple[str, str], int]
     application_errors: int
@@ -48,6 +53,8 @@ def take_statistics(counters: Counters) -> Statistics:
         connections_total=counters.connections_total,
         requests=counters.requests,
         requests_total=counters.requests_total,
+        websockets=counters.websockets,
+        websockets_total=counters.websockets_total,
         rejected=dict(counters.rejected),
         handshake_failures=dict(counters.handshake_failures),
         application_errors=counters.application_errors,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from .logs import ExchangeRecord
+from .logs import ExchangeRecord, WebSocketRecord
 from .types import PlainValues
 
 
@@ -30,6 +30,8 @@ class Observer:
     def phase_changed(self, phase: Phase) -> None: ...
 
     def exchange_ended(self, record: ExchangeRecord) -> None: ...
+
+    def websocket_closed(self, record: WebSocketRecord) -> None: ...
 
     def application_failed(self, error: BaseException) -> None: ...
 

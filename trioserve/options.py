@@ -25,6 +25,7 @@ class Group(Enum):
     APP = "Application"
     TLS = "TLS"
     HTTP = "HTTP"
+    WEBSOCKETS = "WebSockets"
     LIMITS = "Limits"
     CLOCKS = "Clocks (seconds)"
     LOGS = "Logs"

@@ -8,13 +8,16 @@ import trio
 
 from ..context import ServerContext
 from ..errors import ClientDisconnected, MessageError
-from ..exchange import Exchange, Response
+from ..exchange import Exchange
 from ..logs import log_application_error
+from ..types import Scope
+from .handshake import read_offer
 from .http import HTTPCall
-from .scope import build_http_scope
+from .plain import SERVER_ERROR, send_plain
+from .scope import build_http_scope, build_websocket_scope
+from .websocket import WebSocketCall
 
 _PASSING = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
-_SERVER_ERROR = b"Internal Server Error"
 
 
 async def handle_http(exchange: Exchange, server: ServerContext) -> bool:
@@ -28,26 +31,67 @@ async def handle_http(exchange: Exchange, server: ServerContext) -> bool:
     scope = build_http_scope(exchange, server.state, root_path=server.config.root_path, debug=observer.wants_debug)
     error: BaseException | None = None
     try:
-        try:
-            await server.app(scope, call.receive, call.send)
-        except BaseException as raised:
-            error, passing = _sort(raised)
-            if passing is not None:
-                if error is not None:
-                    _report(server, exchange, "exception in the application while it was cancelled", error)
-                raise passing from None
+        error = await _call_application(exchange, server, scope, call)
         if error is None and (exchange.ended or call.is_complete):
             return True
         return await _make_up_for(exchange, server, error)
     finally:
         # An error's trace holds this frame, so a local that holds the error would keep all frames of the application
         # alive until the garbage collector comes, and with them generators whose ``finally`` is to run now.
+        error = None
+
+
+async def handle_websocket(exchange: Exchange, server: ServerContext) -> bool:
+    """As handle_http, for an exchange that asks for a WebSocket; returns once that is closed, or was refused.
+
+    Raises ProtocolError before the application is called if the request is not a proper handshake.
+    """
+    offer = read_offer(exchange.request.headers)
+    call = WebSocketCall(exchange, server, offer)
+    root_path = server.config.root_path
+    scope = build_websocket_scope(exchange, server.state, root_path=root_path, subprotocols=offer.subprotocols)
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call.attend, name="trioserve WebSocket")
+            with call.scope:
+                error = await _call_application(exchange, server, scope, call)
+            if error is None and call.is_undecided:
+                error = MessageError("the application returned without accepting or refusing the WebSocket")
+            fine = error is None or _is_disconnect(error, has_left=call.has_left)
+            if error is not None and not fine:
+                _report(server, exchange, "exception in the application", error)
+            await call.finish(fine=fine)
+            nursery.cancel_scope.cancel()
+        return fine
+    finally:
+        call.close()
+        error = None
+
+
+async def _call_application(
+    exchange: Exchange, server: ServerContext, scope: Scope, call: HTTPCall | WebSocketCall
+) -> BaseException | None:
+    """Call the application; returns what it raised, but for what must pass."""
+    error: BaseException | None = None
+    passing: BaseException | None = None
+    try:
+        await server.app(scope, call.receive, call.send)
+    except BaseException as raised:
+        error, passing = _sort(raised)
+        if passing is not None:
+            if error is not None:
+                _report(server, exchange, "exception in the application while it was cancelled", error)
+            raise passing from None
+        return error
+    finally:
         error = passing = None
+    return None
 
 
 async def _make_up_for(exchange: Exchange, server: ServerContext, error: BaseException | None) -> bool:
     """Log what went wrong and end the exchange; returns whether nothing did but that the client left."""
-    gave_up = exchange.has_left if error is None else _is_disconnect(error, exchange)
+    gave_up = exchange.has_left if error is None else _is_disconnect(error, has_left=exchange.has_left)
     if not gave_up and error is not None:
         _report(server, exchange, "exception in the application", error)
     elif not gave_up and not exchange.ended:
@@ -63,19 +107,8 @@ async def _make_up_for(exchange: Exchange, server: ServerContext, error: BaseExc
 async def _end(exchange: Exchange, *, answer: bool) -> None:
     if answer:
         with contextlib.suppress(ClientDisconnected):
-            await send_plain(exchange, 500, _SERVER_ERROR)
+            await send_plain(exchange, 500, SERVER_ERROR)
     exchange.abort()  # nothing to do if the answer has ended it
-
-
-async def send_plain(exchange: Exchange, status: int, text: bytes, *more_headers: tuple[bytes, bytes]) -> None:
-    """Send a complete response of plain text."""
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", b"%d" % len(text)),
-        *more_headers,
-    ]
-    await exchange.send_response(Response(status, headers))
-    await exchange.send_body(text, more=False)
 
 
 def _sort(raised: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -89,18 +122,18 @@ def _sort(raised: BaseException) -> tuple[BaseException | None, BaseException | 
     return raised, None
 
 
-def _is_disconnect(error: BaseException, exchange: Exchange) -> bool:
+def _is_disconnect(error: BaseException, *, has_left: bool) -> bool:
     """Whether the application merely let our own "nobody is there" through, alone or in groups."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect(one, exchange) for one in error.exceptions)
-    # Starlette raises its own ClientDisconnect, for the OSError of a send and for the http.disconnect of a broken
-    # upload, with nothing to tell it by but its name. All else that is raised on the way out is an error.
-    return isinstance(error, ClientDisconnected) or (exchange.has_left and type(error).__name__ == "ClientDisconnect")
+        return all(_is_disconnect(one, has_left=has_left) for one in error.exceptions)
+    # Starlette and Litestar raise their own: ClientDisconnect for the OSError of a send and for the http.disconnect of
+    # a broken upload, WebSocketDisconnect for what says so on a WebSocket. There is nothing to tell them by but their
+    # names. All else that is raised on the way out is an error.
+    foreign = ("ClientDisconnect", "WebSocketDisconnect")
+    return isinstance(error, ClientDisconnected) or (has_left and type(error).__name__ in foreign)
 
 
 def _report(server: ServerContext, exchange: Exchange, message: str, error: BaseException) -> None:
-    request = exchange.request
     server.counters.application_errors += 1
     server.observer.application_failed(error)
-    line = f"{request.method} {request.target.decode('ascii')} HTTP/{request.http_version}"
-    log_application_error(message, error, line)
+    log_application_error(message, error, exchange.request.line)

@@ -1,7 +1,8 @@
-"""The ASGI scope of an HTTP exchange."""
+"""The ASGI scope of an exchange."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 from ..exchange import Exchange
@@ -41,6 +42,23 @@ def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug:
         "state": state.copy(),
         "extensions": _extensions(exchange, debug),
     }
+
+
+def build_websocket_scope(exchange: Exchange, state: State, *, root_path: str, subprotocols: Iterable[str]) -> Scope:
+    """Build the scope of an exchange that asks for a WebSocket.
+
+    Source: ASGI HTTP & WebSocket §"WebSocket Connection Scope".
+    """
+    scope = build_http_scope(exchange, state, root_path=root_path, debug=False)
+    del scope["method"]
+    scope["type"] = "websocket"
+    scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+    scope["subprotocols"] = list(subprotocols)
+    tls = scope["extensions"].get("tls")
+    scope["extensions"] = {"websocket.http.response": {}}
+    if tls is not None:
+        scope["extensions"]["tls"] = tls
+    return scope
 
 
 def decode_path(raw: bytes) -> str:

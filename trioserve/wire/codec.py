@@ -95,6 +95,10 @@ class Codec(Protocol):
         """End the body; trailers are left out where the framing has no room for them."""
         ...
 
+    def switch(self, headers: Headers) -> tuple[bytes, bytes]:
+        """Return the head of the 101 response, and the bytes that came after the request: no longer HTTP."""
+        ...
+
     def start_next(self) -> None:
         """Make ready for the next request on a connection that can be reused."""
         ...

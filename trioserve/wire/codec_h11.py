@@ -246,6 +246,16 @@ class H11Codec:
         assert sent is not None  # None is for ConnectionClosed only
         return b"".join(sent)
 
+    def switch(self, headers: Headers) -> tuple[bytes, bytes]:
+        # Not from the cache: no two are alike.
+        try:
+            head = self._send(h11.InformationalResponse(status_code=101, headers=list(headers), reason=_REASONS[101]))
+        except h11.LocalProtocolError as error:
+            raise MessageError(f"the response head is wrong: {error}") from None
+        left_over = bytes(self._buffer)
+        self._buffer.clear()
+        return head, left_over
+
     def start_next(self) -> None:
         self._h11.start_next_cycle()
         self._start_message()

@@ -7,24 +7,22 @@ from math import inf
 
 import trio
 
-from ..asgi.handle import handle_http
+from ..asgi.handle import handle_http, handle_websocket
 from ..context import ServerContext
 from ..drain import DrainKind
 from ..errors import ClientDisconnected, ProtocolError
 from ..exchange import Endpoint, Request
+from ..linger import linger
 from ..logs import Outcome, server_log
 from ..transport import Transport, Wake
 from .codec import Codec, Head
 from .http11_exchange import HTTP11Exchange
+from .upgrade import check_upgrade, wants_websocket
 
 # Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it
 # costs less than the client's next TLS handshake.
 DISCARD_LIMIT = 64 * 1024
 DISCARD_PATIENCE = 1.0
-
-# After an answer to a request that was not read to its end the client is still sending, and a close would reset the
-# connection before it has read the answer (RFC 9112 §9.6). What it sends meanwhile is thrown away, for this long.
-LINGER_PATIENCE = 2.0
 
 # A stop closes idle connections at once; a head that has begun may still come to its end and be answered.
 HEAD_PATIENCE_AT_STOP = 1.0
@@ -141,11 +139,11 @@ class HTTP11Connection:
                 return None
 
     async def _refuse_head(self, error: ProtocolError) -> None:
-        client = self._endpoint.client
-        server_log.info("refused a request from %s: %s", client[0] if client else "a client", error.reason)
+        client = "a client" if self._endpoint.client is None else self._endpoint.client_name
+        server_log.info("refused a request from %s: %s", client, error.reason)
         exchange = self._make_exchange(Request("-", b"-", [], "1.1", self._endpoint))
         await exchange.refuse(error.status, error.reason)
-        await self._linger()
+        await linger(self._transport)
 
     # The exchange
 
@@ -157,6 +155,8 @@ class HTTP11Connection:
     def _begin_exchange(self, head: Head) -> HTTP11Exchange:
         config, server = self._server.config, self._server
         request = Request(head.method, head.target, head.headers, head.http_version, self._endpoint)
+        if config.ws == "on" and wants_websocket(head):
+            request.protocol = "websocket"
         exchange = self._exchange = self._make_exchange(request)
         server.exchange_began(exchange, request, exchange.started)
         self._served += 1
@@ -176,10 +176,22 @@ class HTTP11Connection:
         elif config.limit_request_body is not None and (head.length or 0) > config.limit_request_body:
             await exchange.refuse(413, f"The request body is larger than {config.limit_request_body} bytes.")
         else:
-            fine = await handle_http(exchange, self._server)
+            fine = await self._call_application(exchange, head)
             if not fine and exchange.outcome is None and not exchange.has_left:
                 exchange.outcome = Outcome.ERROR
         self._finish_exchange(exchange)
+
+    async def _call_application(self, exchange: HTTP11Exchange, head: Head) -> bool:
+        if exchange.request.protocol is None:
+            return await handle_http(exchange, self._server)
+        try:
+            check_upgrade(head)
+            return await handle_websocket(exchange, self._server)
+        except ProtocolError as error:
+            server_log.info("refused a WebSocket from %s: %s", self._endpoint.client_name, error.reason)
+            # The connection may go on, in HTTP.
+            await exchange.refuse(error.status, error.reason, *error.fields, closes=False)
+            return True
 
     def _finish_exchange(self, exchange: HTTP11Exchange) -> None:
         """The application is no longer running."""
@@ -214,11 +226,11 @@ class HTTP11Connection:
         if not codec.body_read and not self._transport.has_left:
             keep = codec.keeps_alive and not exchange.must_close and await self._discard_body()
             if not keep:
-                await self._linger()
+                await linger(self._transport)
                 return False
         if exchange.must_close or not codec.can_reuse or self._server.drain.kind is DrainKind.STOP:
             if codec.has_begun:
-                await self._linger()
+                await linger(self._transport)
             return False
         codec.start_next()
         return True
@@ -243,18 +255,6 @@ class HTTP11Connection:
         except ProtocolError:
             return False
         return self._codec.body_read
-
-    async def _linger(self) -> None:
-        """Say that nothing more will come, and throw away what the client sends until it closes too."""
-        try:
-            await self._transport.flush()
-        except ClientDisconnected:
-            return
-        await self._transport.send_eof()
-        deadline = trio.current_time() + LINGER_PATIENCE
-        came: bytes | Wake = Wake.DRAIN
-        while came and came is not Wake.DEADLINE and trio.current_time() < deadline:
-            came = await self._transport.receive(deadline)
 
     # The successor
 
@@ -304,7 +304,7 @@ class HTTP11Connection:
         exchange = self._exchange
         if exchange is not None and exchange.outcome is Outcome.DEADLINE and not exchange.ended:
             await exchange.refuse(504, "The request took too long.")
-            await self._linger()
+            await linger(self._transport)
 
     def _tell_drain(self) -> None:
         self._transport.wake(Wake.DRAIN)

@@ -11,9 +11,10 @@ from ..context import ServerContext
 from ..errors import ClientDisconnected, ProtocolError, WriteTimeout
 from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
-from ..transport import FilePiece, Transport, Wake
+from ..transport import Channel, FilePiece, Transport, Wake
 from ..types import Headers
 from .codec import Codec
+from .upgrade import upgrade_fields
 
 CONTINUE = 100  # RFC 9110 §15.2.1
 
@@ -179,6 +180,20 @@ class HTTP11Exchange:
         self._head = self._codec.response_head(response.status, response.headers)
         self.status = response.status
 
+    async def switch_protocols(self, headers: Headers) -> tuple[Channel, bytes]:
+        self._raise_if_gone()
+        # Whatever becomes of it, there is no way back to HTTP.
+        self.must_close = True
+        names = {name.lower() for name, _ in headers}
+        defaults = [field for field in self._server.default_headers.current() if field[0] not in names]
+        head, left_over = self._codec.switch([*upgrade_fields(self.request.headers), *headers, *defaults])
+        self.status = 101
+        if self._server.wants_records:
+            self.first_byte = trio.current_time()
+        await self._write(head)
+        self._end()
+        return self._transport, left_over
+
     def _must_say_close(self) -> bool:
         if self.must_close or self._server.drain.kind is not None:
             return True
@@ -249,11 +264,11 @@ class HTTP11Exchange:
             self.has_aborted = self.must_close = True
             self._end()
 
-    async def refuse(self, status: int, reason: str, *fields: tuple[bytes, bytes]) -> None:
-        """Answer in the application's place, unless it began to: then cut its response. The connection closes after."""
+    async def refuse(self, status: int, reason: str, *fields: tuple[bytes, bytes], closes: bool = True) -> None:
         if self.ended:
             return
-        self.must_close = self.is_refused = True
+        self.is_refused = True
+        self.must_close |= closes
         self._server.counters.count_rejected(status)
         self.outcome = Outcome.DEADLINE if status in (408, 504) else Outcome.ERROR
         if self.status is not None:
@@ -291,7 +306,6 @@ class HTTP11Exchange:
 
     def _record(self) -> ExchangeRecord:
         request = self.request
-        client = request.endpoint.client
         if self.outcome is not None:
             outcome = self.outcome
         elif self.has_aborted:
@@ -299,7 +313,7 @@ class HTTP11Exchange:
         else:
             outcome = Outcome.OK
         return ExchangeRecord(
-            client="-" if client is None else client[0] if client[1] is None else f"{client[0]}:{client[1]}",
+            client=request.endpoint.client_name,
             method=request.method,
             target=request.target.decode("ascii"),
             http_version=request.http_version,

@@ -1,0 +1,46 @@
+"""What a request to open a WebSocket offers, whatever HTTP version carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ProtocolError
+from ..types import Headers
+
+VERSION = b"13"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The subprotocols a client offers, in its order of preference, and the extensions as it wrote them."""
+
+    subprotocols: tuple[str, ...]
+    extensions: str
+
+
+def read_offer(headers: Headers) -> Offer:
+    """Read the fields of the opening handshake. Raises ProtocolError 400 or 426.
+
+    Source: RFC 6455 §4.2.1, §4.4 (versions).
+    """
+    versions, subprotocols, extensions = [], [], []
+    for name, value in headers:
+        if name == b"sec-websocket-version":
+            versions.append(value)
+        elif name == b"sec-websocket-protocol":
+            subprotocols += [one.strip() for one in value.decode("latin-1").split(",")]
+        elif name == b"sec-websocket-extensions":
+            extensions.append(value.decode("latin-1"))
+    if versions != [VERSION]:
+        raise _wrong_version(versions)
+    return Offer(tuple(one for one in subprotocols if one), ",".join(extensions))
+
+
+def _wrong_version(versions: list[bytes]) -> ProtocolError:
+    ours = (b"sec-websocket-version", VERSION)
+    if not versions:
+        return ProtocolError(400, "Sec-WebSocket-Version is missing; it must be 13.", ours)
+    came = b", ".join(versions).decode("latin-1")
+    # RFC 9110 §15.5.22: a 426 MUST name what to upgrade to, and §7.8 wants it named in Connection.
+    switch = ((b"upgrade", b"websocket"), (b"connection", b"Upgrade"))
+    return ProtocolError(426, f"Sec-WebSocket-Version must be 13, not {came}.", ours, *switch)

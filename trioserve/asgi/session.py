@@ -1,0 +1,378 @@
+"""An open WebSocket: its two directions, its clocks and its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from math import inf
+
+import trio
+
+from ..bell import Bell
+from ..context import ServerContext
+from ..errors import ClientDisconnected, WriteTimeout
+from ..exchange import Request
+from ..linger import linger
+from ..logs import Outcome, WebSocketRecord
+from ..transport import Channel, Wake
+from .frames import ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, Control, Frames, Kind, size_of
+from .heartbeat import Heartbeat
+
+CLOSE_PATIENCE = 10.0
+"""Seconds that a client has to answer a close frame."""
+
+GOODBYE_PATIENCE = 1.0
+"""Seconds that a close frame may take to leave when all is being cancelled."""
+
+# Frames that are taken apart at a time: a packet of 64 KiB can hold ten thousand pings, and all others wait meanwhile.
+FRAMES_AT_ONCE = 64
+
+# Messages that are handed out without a wait in between before others get their turn.
+MESSAGES_IN_A_ROW = 16
+
+
+class Phase(Enum):
+    """The end of a WebSocket, step by step."""
+
+    OPEN = auto()
+    CLOSING = auto()  # our close frame is out, and the client's answer is awaited
+    ENDING = auto()  # nothing more comes: the client has closed, or left, or is not understood any more
+    CLOSED = auto()
+
+
+class WebSocketSession:
+    """An open WebSocket. The application's task reads its channel in ``receive``; ``attend`` reads while that is busy.
+
+    ``client_left`` is called when it is the client that ends it, perhaps more than once.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        frames: Frames,
+        server: ServerContext,
+        *,
+        request: Request,
+        bell: Bell,
+        client_left: Callable[[], None],
+    ) -> None:
+        self._channel = channel
+        self._frames = frames
+        self._server = server
+        self._request = request
+        self._bell = bell
+        self._client_left = client_left
+        self._phase = Phase.OPEN
+        self._is_closed = trio.Event()
+        self.closed_with: tuple[int, str] | None = None
+        """Code and reason as the application is told them; None while it is open."""
+        self._last_word: tuple[int, str] | None = None  # of the close frame that attend is to send
+        self._has_failed = False
+        self.outcome = Outcome.OK
+        self._started = trio.current_time()
+        self._received_messages = self._received = self._sent_messages = self._sent = 0
+        # What the client sent.
+        self._queue: deque[tuple[str | bytes, int]] = deque()
+        self._queued = 0  # bytes in the queue
+        self._has_more = True  # what was read has not all been taken apart
+        self._has_stopped = False  # reading has, because enough waits for the application
+        self._is_reading = False
+        self._turn = trio.lowlevel.ParkingLot()
+        self._in_a_row = 0
+        self._pongs: list[bytes] = []  # that are owed
+        self._sending = trio.CancelScope()  # what attend is sending
+        self._heartbeat = Heartbeat(server.config, self._started)
+        self._close_deadline = inf  # of the client's answer to our close frame
+        self._timer = server.clock.timer(self._wake_at_deadline)
+        self._timer.set(self._heartbeat.deadline)
+
+    @property
+    def is_open(self) -> bool:
+        return self._phase is Phase.OPEN
+
+    # The application's side
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, None once it is closed and all are taken. Without a checkpoint if one is there."""
+        while True:
+            if self._queue:
+                return await self._take()
+            if self.closed_with is not None:
+                return None
+            if self._has_more or self._is_reading:
+                # Another task brings it: attend, or one of the application that came first.
+                await self._turn.park()
+            else:
+                await self._read()
+
+    async def _take(self) -> str | bytes:
+        data, size = self._queue.popleft()
+        self._queued -= size
+        if self._has_more:
+            self._bell.ring()
+        self._in_a_row += 1
+        if self._in_a_row >= MESSAGES_IN_A_ROW:
+            self._in_a_row = 0
+            if not self._channel.has_waited:
+                # Shielded, because what is there is to be had even in a cancelled scope.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            self._channel.has_waited = False
+        return data
+
+    async def _read(self) -> None:
+        self._is_reading = True
+        try:
+            came = await self._channel.receive(inf)
+        finally:
+            self._is_reading = False
+            self._turn.unpark_all()
+        if isinstance(came, bytes):
+            self._feed(came)
+
+    async def send(self, data: str | bytes) -> None:
+        """Send one message. Raises ClientDisconnected when it is closed, or nobody can be reached."""
+        self._raise_if_closed()
+        framed = self._frames.message(data)
+        self._sent_messages += 1
+        self._sent += size_of(data)
+        try:
+            await self._channel.send(framed, self._server.config.timeout_write)
+        except WriteTimeout:
+            self.outcome = Outcome.DEADLINE
+            raise
+
+    async def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake, which attend completes. Raises ClientDisconnected."""
+        self._raise_if_closed()
+        self._begin_closing()
+        await self._channel.send(self._frames.close(code, reason), self._server.config.timeout_write)
+
+    def _raise_if_closed(self) -> None:
+        if self._phase is not Phase.OPEN:
+            raise ClientDisconnected("the WebSocket is closed")
+
+    async def wait_closed(self) -> None:
+        """Wait until the closing handshake is over or given up, and the channel is closed."""
+        await self._is_closed.wait()
+
+    # What has come
+
+    def _feed(self, data: bytes) -> None:
+        if not data:
+            self._end_without_handshake()
+            return
+        self._heartbeat.take_progress()
+        self._frames.feed(data)
+        self._take_apart()
+
+    def _take_apart(self) -> None:
+        """Take what was read apart into messages, until enough of them wait for the application."""
+        for _ in range(FRAMES_AT_ONCE):
+            if self._is_full():
+                self._has_more = self._has_stopped = True
+                self._heartbeat.stop(trio.current_time())
+                return
+            event = self._frames.next_event()
+            if event is None:
+                self._has_more = False
+                break
+            if isinstance(event, Control):
+                self._take_control(event)
+            elif self._phase is Phase.OPEN:
+                self._put(event, self._frames.size)
+        else:
+            self._has_more = True
+            self._bell.ring()
+        if self._has_stopped:
+            self._has_stopped = False
+            self._heartbeat.go_on(trio.current_time())
+            self._set_timer()
+
+    def _is_full(self) -> bool:
+        config = self._server.config
+        return (
+            len(self._queue) >= config.ws_max_queue
+            or self._queued >= config.ws_max_size
+            or len(self._pongs) >= FRAMES_AT_ONCE
+        )
+
+    def _put(self, data: str | bytes, size: int) -> None:
+        self._queue.append((data, size))
+        self._queued += size
+        self._received_messages += 1
+        self._received += size
+
+    def _take_control(self, event: Control) -> None:
+        if event.kind is Kind.PING:
+            if self._phase is Phase.OPEN:
+                self._pongs.append(event.payload)
+                self._bell.ring()
+        elif event.kind is Kind.PONG:
+            self._heartbeat.take_pong(event.payload, trio.current_time())
+            self._set_timer()
+        elif event.kind is not Kind.PIECE:
+            self._take_end(event)
+
+    # The end
+
+    def _take_end(self, event: Control) -> None:
+        """The client has closed, or sends what is no WebSocket."""
+        self._has_failed = event.kind is Kind.FAILURE
+        if self._phase is Phase.OPEN:
+            self._last_word = (event.code, event.reason)
+        self._end(event.code, event.reason, Outcome.ERROR if self._has_failed else Outcome.OK)
+
+    def _end_without_handshake(self) -> None:
+        """The client has left, or is given up."""
+        self._last_word = None
+        self._end(ABNORMAL, "", Outcome.CLIENT_LEFT)
+
+    def _end(self, code: int, reason: str, outcome: Outcome) -> None:
+        """Nothing more comes from the client; if it was the one to end it, this is what the application is told."""
+        if self._phase is Phase.OPEN:
+            if self.outcome is Outcome.OK:
+                self.outcome = outcome
+            self._client_left()
+        if self.closed_with is None:
+            self.closed_with = (code, reason)
+        self._phase = Phase.ENDING
+        self._bell.ring()
+
+    def _begin_closing(self) -> None:
+        self._phase = Phase.CLOSING
+        self._close_deadline = trio.current_time() + CLOSE_PATIENCE
+        self._set_timer()
+        self._bell.ring()
+
+    def _drain_began(self) -> None:
+        """Tell the application at once, and the client as soon as it takes what was sent before."""
+        if self._phase is Phase.OPEN:
+            self.outcome = Outcome.SHUTDOWN
+            self.closed_with = self._last_word = (SERVICE_RESTART, "the server is shutting down")
+            self._begin_closing()
+            self._sending.cancel()
+            self._let_others_look()
+
+    # Clocks
+
+    def _set_timer(self) -> None:
+        self._timer.set(self._heartbeat.deadline if self._phase is Phase.OPEN else self._close_deadline)
+
+    def _wake_at_deadline(self) -> None:
+        self._bell.ring()
+        if self._phase is Phase.CLOSING:
+            self._sending.cancel()
+
+    async def _keep_clocks(self) -> None:
+        now = trio.current_time()
+        if self._phase is Phase.CLOSING and self._close_deadline <= now:
+            self._end_without_handshake()
+        elif self._phase is Phase.OPEN and self._heartbeat.deadline <= now:
+            ping = self._heartbeat.beat(now, in_frame=self._frames.in_frame)
+            self._set_timer()
+            if ping is None:
+                self._last_word = (INTERNAL_ERROR, "no pong came in time")
+                self._has_failed = True
+                self._end(*self._last_word, Outcome.DEADLINE)
+            elif ping:
+                await self._send_control(self._frames.ping(ping))
+
+    # The session's own task
+
+    async def attend(self) -> None:
+        """Read while the application does not, answer pings, keep the clocks, and close the channel in the end."""
+        drain, tell_drain = self._server.drain, self._drain_began
+        drain.register(tell_drain)
+        self._channel.tell(left=self._bell.ring, unread=self._bell.ring)
+        self._server.websocket_opened()
+        try:
+            if drain.kind is not None:
+                self._drain_began()
+            with contextlib.suppress(ClientDisconnected):
+                while self._phase is not Phase.ENDING:
+                    await self._look_after()
+                    self._let_others_look()
+                    await self._bell.wait()
+            if self._phase is not Phase.ENDING:
+                self._end_without_handshake()
+            self._let_others_look()
+            await self._finish()
+        except trio.Cancelled:
+            await self._say_goodbye()
+            raise
+        finally:
+            drain.unregister(tell_drain)
+            self._timer.close()
+            self._phase = Phase.CLOSED
+            self._is_closed.set()
+            self._server.websocket_closed(self._record())
+
+    async def _look_after(self) -> None:
+        if self._last_word is not None:
+            await self._say_last_word()
+        await self._keep_clocks()
+        if self._pongs and self._phase is Phase.OPEN:
+            pongs, self._pongs = self._pongs, []
+            await self._send_control(b"".join(map(self._frames.pong, pongs)))
+        if self._has_more:
+            self._take_apart()
+        elif not self._is_reading:
+            self._read_nowait()
+        if self._channel.has_left and self._phase is Phase.OPEN:
+            self._client_left()  # whatever of what it sent is still to be read
+
+    def _read_nowait(self) -> None:
+        data = self._channel.receive_nowait()
+        if data is not None:
+            self._bell.ring()
+            self._feed(data)
+
+    def _let_others_look(self) -> None:
+        """Wake the tasks of the application that wait for what this task has brought, or done."""
+        self._turn.unpark_all()
+        if self._is_reading and self._phase is not Phase.OPEN:
+            self._channel.wake(Wake.ENDED)
+
+    async def _send_control(self, framed: bytes) -> None:
+        with trio.CancelScope() as self._sending:
+            await self._channel.send(framed, self._server.config.timeout_write)
+
+    async def _say_last_word(self) -> None:
+        word, self._last_word = self._last_word, None
+        if word is not None:
+            await self._send_control(self._frames.close(*word))
+
+    async def _finish(self) -> None:
+        """Say what is still to be said, and close the channel so that the client can read it."""
+        with trio.move_on_after(CLOSE_PATIENCE), contextlib.suppress(ClientDisconnected):
+            await self._say_last_word()
+            await self._channel.flush()
+            if self._has_failed or self._channel.has_unread:
+                await linger(self._channel)
+        await self._channel.aclose()
+
+    async def _say_goodbye(self) -> None:
+        """All is being cancelled: a close frame, if the client takes it at once."""
+        if self._phase is Phase.OPEN:
+            self._phase = Phase.CLOSING
+            self.closed_with, self.outcome = (SERVICE_RESTART, ""), Outcome.SHUTDOWN
+            patience = trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_PATIENCE)
+            with patience, contextlib.suppress(ClientDisconnected):
+                await self._channel.send(self._frames.close(SERVICE_RESTART, ""), GOODBYE_PATIENCE)
+
+    def _record(self) -> WebSocketRecord:
+        code, reason = self.closed_with or (ABNORMAL, "")
+        return WebSocketRecord(
+            client=self._request.endpoint.client_name,
+            target=self._request.target.decode("ascii"),
+            code=code,
+            reason=reason,
+            received_messages=self._received_messages,
+            received=self._received,
+            sent_messages=self._sent_messages,
+            sent=self._sent,
+            duration=trio.current_time() - self._started,
+            outcome=self.outcome,
+        )
