@@ -1,44 +1,101 @@
-"""One measurement: wrk's figures, and the CPU time the server's processes used meanwhile."""
+"""One measurement: the load's figures, and the CPU time the server's processes used meanwhile."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar, Protocol
+
+from .processes import cpu_time
 
 CONNECTIONS = 64
+WARM_UP = 1  # seconds of load before each measurement
 MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6}
-TICK = 1e6 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of wrk against one server. Latencies are in milliseconds; ``errors`` counts failed requests."""
+    """One run of a load against one server; an exchange is a request or a message with its answer."""
 
-    requests: int
-    cpu_per_request: float  # µs
-    requests_per_second: float
-    p50: float
-    p99: float
-    errors: int
+    cpu: float  # µs per exchange
+    rate: float  # exchanges per second
+    p50: float  # ms
+    p99: float  # ms
+    errors: int  # failed exchanges
 
 
-def measure(pid: int, url: str, seconds: int) -> Sample:
-    """Load the server with this pid for some seconds."""
-    before = cpu_time(pid)
-    output = run_wrk(url, seconds)
-    used = cpu_time(pid) - before
-    requests = int(find(r"(\d+) requests in", output))
-    return Sample(
-        requests=requests,
-        cpu_per_request=used / requests if requests else float("inf"),
-        requests_per_second=float(find(r"Requests/sec:\s+([\d.]+)", output)),
-        p50=latency(50, output),
-        p99=latency(99, output),
-        errors=count_errors(output),
-    )
+class Workload(Protocol):
+    """What servers are loaded with."""
+
+    unit: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """What distinguishes it from others measured in the same run."""
+        ...
+
+    def measure(self, pid: int, url: str, seconds: int) -> Sample:
+        """Warm up the server with this pid, then load it for some seconds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Requests:
+    """HTTP requests, made by wrk."""
+
+    unit: ClassVar[str] = "request"
+    name: str = ""
+
+    def measure(self, pid: int, url: str, seconds: int) -> Sample:
+        """See Workload."""
+        run_wrk(url, WARM_UP)
+        before = cpu_time(pid)
+        output = run_wrk(url, seconds)
+        used = cpu_time(pid) - before
+        requests = int(find(r"(\d+) requests in", output))
+        return Sample(
+            cpu=used / requests if requests else float("inf"),
+            rate=float(find(r"Requests/sec:\s+([\d.]+)", output)),
+            p50=latency(50, output),
+            p99=latency(99, output),
+            errors=count_errors(output),
+        )
+
+
+@dataclass(frozen=True)
+class Echo:
+    """WebSocket messages that are echoed, sent by ``benchmarks.load``."""
+
+    unit: ClassVar[str] = "message"
+    size: int
+    deflate: bool = False
+
+    @property
+    def name(self) -> str:
+        """See Workload."""
+        return f"{self.size_shown}{' deflate' if self.deflate else ''}"
+
+    @property
+    def size_shown(self) -> str:
+        """The size as people write it."""
+        return f"{self.size >> 10} KiB" if self.size >= 1 << 10 else f"{self.size} B"
+
+    def measure(self, pid: int, url: str, seconds: int) -> Sample:
+        """See Workload. Raises RuntimeError with what the load generator said if it fails."""
+        command = [sys.executable, "-m", "benchmarks.load", url, f"--pid={pid}", f"--size={self.size}"]
+        command += [f"--warm-up={WARM_UP}", f"--seconds={seconds}", *(["--deflate"] if self.deflate else [])]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=WARM_UP + seconds + 60)
+        if done.returncode:
+            raise RuntimeError(f"{self.name}: the load generator failed:\n{done.stderr.strip()}")
+        sys.stderr.write(done.stderr)
+        return Sample(**json.loads(done.stdout))
+
+
+REQUESTS = Requests()
+ECHOES = tuple(Echo(size, deflate) for size in (16, 1 << 10, 1 << 16) for deflate in (False, True))
 
 
 def run_wrk(url: str, seconds: int) -> str:
@@ -68,34 +125,3 @@ def count_errors(output: str) -> int:
     statuses = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     counts = re.findall(r"\d+", sockets[1]) if sockets else []
     return sum(map(int, counts)) + (int(statuses[1]) if statuses else 0)
-
-
-def cpu_time(pid: int) -> float:
-    """Microseconds of CPU, user and system, that a process and its descendants have used."""
-    return sum(map(cpu_ticks, process_tree(pid))) * TICK
-
-
-def cpu_ticks(pid: int) -> int:
-    """Clock ticks a process has used; threads that have ended are in it."""
-    fields = stat_fields(Path(f"/proc/{pid}/stat"))
-    return int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15 of proc(5)
-
-
-def process_tree(pid: int) -> list[int]:
-    """A process and its descendants."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat_fields(path)[1])
-        except OSError:  # it has just ended
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    tree = [pid]
-    for one in tree:  # grows while it is walked
-        tree += children.get(one, [])
-    return tree
-
-
-def stat_fields(path: Path) -> list[str]:
-    """The fields of a stat file from the third on; the second, the name, may contain spaces and parentheses."""
-    return path.read_text().rpartition(")")[2].split()

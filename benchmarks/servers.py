@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO
 
-from .measure import process_tree
+from .processes import process_tree
 
 APP = "benchmarks.app:app"
 PORTS = range(18000, 28000)
@@ -44,10 +44,21 @@ class Server:
     @property
     def version(self) -> str:
         """The version that is installed."""
-        try:
-            return importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:  # run in a checkout, without installing it
-            return "(not installed)"
+        return version_of(self.package)
+
+
+def version_of(package: str) -> str:
+    """The version of a package that is installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # trioserve run in a checkout; a peer that is left out
+        return "(not installed)"
+
+
+def uvicorn_websocket(protocol: str) -> Server:
+    """uvicorn with one of its WebSocket implementations, on asyncio's own loop."""
+    arguments = f"uvicorn {APP} --port PORT --http h11 --loop asyncio --ws {protocol} --no-access-log"
+    return Server(f"uvicorn {protocol}", "uvicorn", arguments)
 
 
 # Each with its defaults, but without access logs, and with h11 where there is a choice.
@@ -56,6 +67,12 @@ SERVERS = (
     Server("Hypercorn trio", "hypercorn", f"hypercorn {APP} --bind 127.0.0.1:PORT --worker-class trio"),
     Server("Hypercorn asyncio", "hypercorn", f"hypercorn {APP} --bind 127.0.0.1:PORT --worker-class asyncio"),
     Server("uvicorn h11", "uvicorn", f"uvicorn {APP} --port PORT --http h11 --loop asyncio --no-access-log"),
+)
+WEBSOCKET_SERVERS = (
+    Server("trioserve", "trioserve", f"trioserve {APP} --port PORT --http h11 --no-access-log"),
+    Server("Hypercorn trio", "hypercorn", f"hypercorn {APP} --bind 127.0.0.1:PORT --worker-class trio"),
+    uvicorn_websocket("wsproto"),
+    uvicorn_websocket("websockets-sansio"),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from statistics import median
 
@@ -12,6 +12,7 @@ from .measure import CONNECTIONS, Sample
 from .servers import SERVERS, Server
 
 Results = Mapping[Server, Sequence[Sample]]
+Figure = Callable[[Sample], float]
 
 
 def report(results: Results, rounds: int, seconds: int) -> str:
@@ -19,8 +20,7 @@ def report(results: Results, rounds: int, seconds: int) -> str:
     conditions = (
         f"Medians of {rounds} rounds of {seconds} s in turn, with the least and the most; {CONNECTIONS} keep-alive "
         "connections over loopback, `Hello, world!`, no access log. CPU is user and system time of all the server's "
-        f"processes. {platform.python_implementation()} {platform.python_version()}, Trio {version('trio')}, "
-        f"h11 {version('h11')}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}."
+        f"processes. {machine()}"
     )
     parts = (figures(results), ratios(results), conditions, commands(results))
     return "\n\n".join(part for part in parts if part)
@@ -28,46 +28,78 @@ def report(results: Results, rounds: int, seconds: int) -> str:
 
 def figures(results: Results) -> str:
     """One line per server."""
-    lines = [
-        "| server | CPU µs per request | requests/s | p50 ms | p99 ms | errors |",
-        "| --- | --: | --: | --: | --: | --: |",
-    ]
-    for server, samples in results.items():
-        cells = [
-            f"{server.name} {server.version}",
-            spread(samples, lambda sample: sample.cpu_per_request, 1),
-            spread(samples, lambda sample: sample.requests_per_second, 0),
-            spread(samples, lambda sample: sample.p50, 1),
-            spread(samples, lambda sample: sample.p99, 1),
-            str(sum(sample.errors for sample in samples)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(
+        ("server", "CPU µs per request", "requests/s", "p50 ms", "p99 ms", "errors"),
+        (
+            (
+                shown(server),
+                spread(samples, lambda sample: sample.cpu, 1),
+                spread(samples, lambda sample: sample.rate, 0),
+                spread(samples, lambda sample: sample.p50, 1),
+                spread(samples, lambda sample: sample.p99, 1),
+                count_errors(samples),
+            )
+            for server, samples in results.items()
+        ),
+    )
 
 
 def ratios(results: Results) -> str:
-    """How the first server stands to each peer.
-
-    Ratios are taken within a round, since the machine's mood changes from one to the next.
-    """
+    """How the first server stands to each peer."""
     ours, *peers = results
     if ours != SERVERS[0] or not peers:
         return ""
-    lines = [f"| {ours.name} to | CPU per request | requests/s |", "| --- | --: | --: |"]
-    for peer in peers:
-        pairs = list(zip(results[ours], results[peer], strict=True))
-        cpu = [our.cpu_per_request / their.cpu_per_request for our, their in pairs]
-        rate = [our.requests_per_second / their.requests_per_second for our, their in pairs]
-        lines.append(f"| {peer.name} | {span(cpu, 2)} | {span(rate, 2)} |")
-    return "\n".join(lines)
+    return markdown(
+        (f"{ours.name} to", "CPU per request", "requests/s"),
+        (
+            (
+                peer.name,
+                ratio(results[ours], results[peer], lambda sample: sample.cpu),
+                ratio(results[ours], results[peer], lambda sample: sample.rate),
+            )
+            for peer in peers
+        ),
+    )
 
 
-def commands(results: Results) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column holds names and whose others hold figures."""
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def shown(server: Server) -> str:
+    """A server as the first column names it."""
+    return f"{server.name} {server.version}"
+
+
+def count_errors(samples: Iterable[Sample]) -> str:
+    """The errors of all these runs."""
+    return str(sum(sample.errors for sample in samples))
+
+
+def machine() -> str:
+    """What everything ran on."""
+    return (
+        f"{platform.python_implementation()} {platform.python_version()}, Trio {version('trio')}, "
+        f"h11 {version('h11')}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}."
+    )
+
+
+def commands(servers: Iterable[Server]) -> str:
     """The command line of each server."""
-    return "\n".join(f"- `{server.command}`" for server in results)
+    return "\n".join(f"- `{server.command}`" for server in servers)
 
 
-def spread(samples: Sequence[Sample], value: Callable[[Sample], float], digits: int) -> str:
+def ratio(ours: Sequence[Sample], theirs: Sequence[Sample], value: Figure) -> str:
+    """How one figure stands to another.
+
+    Ratios are taken within a round, since the machine's mood changes from one to the next.
+    """
+    return span([value(our) / value(their) for our, their in zip(ours, theirs, strict=True)], 2)
+
+
+def spread(samples: Sequence[Sample], value: Figure, digits: int) -> str:
     """Median, least and most of one figure."""
     return span([value(sample) for sample in samples], digits)
 
