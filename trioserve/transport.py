@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+import trio
+
 READ_AHEAD = 64 * 1024
 """Bytes that may wait unread, or unsent, in a transport."""
 
@@ -77,6 +79,12 @@ class Channel(Protocol):
         """Send all of it, whether this waits for that or not; ``stall`` is how long the peer may take nothing.
 
         Several tasks may send: pieces keep their order. Raises ClientDisconnected when the peer is gone or stalled.
+        """
+        ...
+
+    def write_in(self, nursery: trio.Nursery | None) -> None:
+        """Let tasks of this nursery write what is sent, where that is needed for a send that is cancelled to lose
+        nothing. None: again the task that sends, which is cheaper; cut, it leaves the channel broken.
         """
         ...
 

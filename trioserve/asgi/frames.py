@@ -6,11 +6,10 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import cast
 
-from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.extensions import Extension
-from wsproto.frame_protocol import CloseReason
+from wsproto.frame_protocol import Frame, FrameProtocol, Opcode, ParseFailed
 
 NORMAL = 1000
 NO_STATUS = 1005
@@ -44,17 +43,21 @@ _PIECE = Control(Kind.PIECE)
 
 
 class Frames:
-    """One WebSocket, the server's side. ``max_size`` is of a message, in bytes, once inflated."""
+    """One WebSocket, the server's side. ``max_size`` is of a message, in bytes, once inflated.
+
+    On wsproto's frames and not on its Connection, which keeps the states of closing once more, and whose event objects
+    cost 4 of the 15 µs that a small message takes in both directions.
+    """
 
     def __init__(self, extensions: Sequence[Extension], left_over: bytes, max_size: int) -> None:
-        self._connection = Connection(ConnectionType.SERVER, list(extensions), left_over)
-        self._events: Iterator[Event] = self._connection.events()
+        self._protocol = FrameProtocol(client=False, extensions=list(extensions))
+        self._protocol.receive_bytes(left_over)
+        self._received: Iterator[Frame] = self._protocol.received_frames()
         self._max_size = max_size
         # A message in fragments. Not a list: a client may send a byte at a time.
-        self._text: io.StringIO | None = None
-        self._bytes: bytearray | None = None
+        self._pieces: io.StringIO | io.BytesIO | None = None
         self._gathered = 0
-        self._has_failed = False
+        self._has_ended = False
         self.in_frame = False
         """A frame has begun and is not complete: no other can come before its end."""
         self.size = 0
@@ -62,87 +65,70 @@ class Frames:
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent; after its close frame or a failure that is nothing to us."""
-        if not self._has_failed and self._connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
-            self._connection.receive_data(data)
+        if not self._has_ended:
+            self._protocol.receive_bytes(data)
 
     def next_event(self) -> str | bytes | Control | None:
         """Return the next message, or what else has come; None if more bytes are needed."""
-        event = next(self._events, None)
-        if event is None:
-            self._events = self._connection.events()
+        if self._has_ended:
             return None
-        if isinstance(event, TextMessage | BytesMessage):
-            return self._take(event)
-        if isinstance(event, Ping):
-            return Control(Kind.PING, bytes(event.payload))
-        if isinstance(event, Pong):
-            return Control(Kind.PONG, bytes(event.payload))
-        assert isinstance(event, CloseConnection)
-        if self._connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
-            return self._fail(event.code, event.reason or "")
-        return Control(Kind.CLOSE, code=int(event.code), reason=event.reason or "")
+        try:
+            frame = next(self._received, None)
+        except ParseFailed as error:
+            return self._fail(error.code, str(error))
+        if frame is None:
+            self._received = self._protocol.received_frames()
+            return None
+        opcode = frame.opcode
+        if opcode is Opcode.BINARY or opcode is Opcode.TEXT:
+            return self._take(frame)
+        if opcode is Opcode.CLOSE:
+            self._has_ended = True
+            code, reason = cast("tuple[int, str]", frame.payload)
+            return Control(Kind.CLOSE, code=int(code), reason=reason)
+        payload = bytes(cast("bytes", frame.payload))
+        return Control(Kind.PING if opcode is Opcode.PING else Kind.PONG, payload)
 
     def _fail(self, code: int, reason: str) -> Control:
-        self._has_failed = True
-        self._events = iter(())
+        self._has_ended = True
         return Control(Kind.FAILURE, code=int(code), reason=reason)
 
-    def _take(self, event: TextMessage | BytesMessage) -> str | bytes | Control:
-        data = event.data
-        self.in_frame = not event.frame_finished
+    def _take(self, frame: Frame) -> str | bytes | Control:
+        data = cast("str | bytes", frame.payload)
+        self.in_frame = not frame.frame_finished
         self._gathered += size_of(data)
         if self._gathered > self._max_size:
             return self._fail(TOO_BIG, f"the message is larger than {self._max_size} bytes")
-        if isinstance(data, str):
-            whole: str | bytes | None = self._take_text(data, event.message_finished)
-        else:
-            whole = self._take_bytes(data, event.message_finished)
-        if whole is None:
+        if self._pieces is None:
+            if frame.message_finished:
+                return self._complete(data)
+            self._pieces = io.StringIO() if isinstance(data, str) else io.BytesIO()
+        self._pieces.write(data)  # type: ignore[arg-type]  # all pieces of a message are of one kind
+        if not frame.message_finished:
             return _PIECE
+        whole, self._pieces = self._pieces.getvalue(), None
+        return self._complete(whole)
+
+    def _complete(self, data: str | bytes) -> str | bytes:
         self.size, self._gathered = self._gathered, 0
-        return whole
-
-    def _take_text(self, piece: str, is_last: bool) -> str | None:
-        if self._text is None:
-            if is_last:
-                return piece
-            self._text = io.StringIO()
-        self._text.write(piece)
-        if not is_last:
-            return None
-        whole, self._text = self._text.getvalue(), None
-        return whole
-
-    def _take_bytes(self, piece: bytes | bytearray, is_last: bool) -> bytes | None:
-        if self._bytes is None:
-            if is_last:
-                return bytes(piece)
-            self._bytes = bytearray()
-        self._bytes += piece
-        if not is_last:
-            return None
-        whole, self._bytes = bytes(self._bytes), None
-        return whole
+        return data
 
     def message(self, data: str | bytes) -> bytes:
         """Frame a message of text or bytes."""
-        if isinstance(data, str):
-            return self._connection.send(TextMessage(data=data))
-        return self._connection.send(BytesMessage(data=data))
+        return bytes(self._protocol.send_data(data))
 
     def ping(self, payload: bytes) -> bytes:
-        return self._connection.send(Ping(payload=payload))
+        return bytes(self._protocol.ping(payload))
 
     def pong(self, payload: bytes) -> bytes:
-        return self._connection.send(Pong(payload=payload))
+        return bytes(self._protocol.pong(payload))
 
     def close(self, code: int, reason: str) -> bytes:
         """Frame a close, or the answer to one; a long reason is cut at 123 bytes (RFC 6455 §5.5)."""
-        # wsproto knows the code that is never sent by its identity.
-        known = CloseReason.NO_STATUS_RCVD if code == NO_STATUS else code
-        return self._connection.send(CloseConnection(code=known, reason=reason or None))
+        # RFC 6455 §7.4.1: 1005 stands for a frame without a code, and is never in one.
+        return bytes(self._protocol.close() if code == NO_STATUS else self._protocol.close(code, reason))
 
 
-def size_of(data: str | bytes | bytearray) -> int:
+def size_of(data: str | bytes) -> int:
     """Bytes of a message or a piece of one."""
     return len(data) if not isinstance(data, str) or data.isascii() else len(data.encode())

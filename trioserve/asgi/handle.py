@@ -53,7 +53,7 @@ async def handle_websocket(exchange: Exchange, server: ServerContext) -> bool:
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(call.attend, name="trioserve WebSocket")
+            nursery.start_soon(call.attend, nursery, name="trioserve WebSocket")
             with call.scope:
                 error = await _call_application(exchange, server, scope, call)
             if error is None and call.is_undecided:

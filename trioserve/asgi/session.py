@@ -76,6 +76,7 @@ class WebSocketSession:
         # What the client sent.
         self._queue: deque[tuple[str | bytes, int]] = deque()
         self._queued = 0  # bytes in the queue
+        self._max_queue, self._max_size = server.config.ws_max_queue, server.config.ws_max_size
         self._has_more = True  # what was read has not all been taken apart
         self._has_stopped = False  # reading has, because enough waits for the application
         self._is_reading = False
@@ -98,7 +99,14 @@ class WebSocketSession:
         """Return the next message, None once it is closed and all are taken. Without a checkpoint if one is there."""
         while True:
             if self._queue:
-                return await self._take()
+                data, size = self._queue.popleft()
+                self._queued -= size
+                if self._has_more:
+                    self._bell.ring()
+                self._in_a_row += 1
+                if self._in_a_row >= MESSAGES_IN_A_ROW:
+                    await self._let_others_run()
+                return data
             if self.closed_with is not None:
                 return None
             if self._has_more or self._is_reading:
@@ -107,19 +115,12 @@ class WebSocketSession:
             else:
                 await self._read()
 
-    async def _take(self) -> str | bytes:
-        data, size = self._queue.popleft()
-        self._queued -= size
-        if self._has_more:
-            self._bell.ring()
-        self._in_a_row += 1
-        if self._in_a_row >= MESSAGES_IN_A_ROW:
-            self._in_a_row = 0
-            if not self._channel.has_waited:
-                # Shielded, because what is there is to be had even in a cancelled scope.
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            self._channel.has_waited = False
-        return data
+    async def _let_others_run(self) -> None:
+        self._in_a_row = 0
+        if not self._channel.has_waited:
+            # Shielded, because what is there is to be had even in a cancelled scope.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        self._channel.has_waited = False
 
     async def _read(self) -> None:
         self._is_reading = True
@@ -133,7 +134,8 @@ class WebSocketSession:
 
     async def send(self, data: str | bytes) -> None:
         """Send one message. Raises ClientDisconnected when it is closed, or nobody can be reached."""
-        self._raise_if_closed()
+        if self._phase is not Phase.OPEN:
+            raise ClientDisconnected("the WebSocket is closed")
         framed = self._frames.message(data)
         self._sent_messages += 1
         self._sent += size_of(data)
@@ -145,13 +147,10 @@ class WebSocketSession:
 
     async def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake, which attend completes. Raises ClientDisconnected."""
-        self._raise_if_closed()
-        self._begin_closing()
-        await self._channel.send(self._frames.close(code, reason), self._server.config.timeout_write)
-
-    def _raise_if_closed(self) -> None:
         if self._phase is not Phase.OPEN:
             raise ClientDisconnected("the WebSocket is closed")
+        self._begin_closing()
+        await self._channel.send(self._frames.close(code, reason), self._server.config.timeout_write)
 
     async def wait_closed(self) -> None:
         """Wait until the closing handshake is over or given up, and the channel is closed."""
@@ -191,11 +190,8 @@ class WebSocketSession:
             self._set_timer()
 
     def _is_full(self) -> bool:
-        config = self._server.config
         return (
-            len(self._queue) >= config.ws_max_queue
-            or self._queued >= config.ws_max_size
-            or len(self._pongs) >= FRAMES_AT_ONCE
+            len(self._queue) >= self._max_queue or self._queued >= self._max_size or len(self._pongs) >= FRAMES_AT_ONCE
         )
 
     def _put(self, data: str | bytes, size: int) -> None:
@@ -281,10 +277,14 @@ class WebSocketSession:
 
     # The session's own task
 
-    async def attend(self) -> None:
-        """Read while the application does not, answer pings, keep the clocks, and close the channel in the end."""
+    async def attend(self, nursery: trio.Nursery) -> None:
+        """Read while the application does not, answer pings, keep the clocks, and close the channel in the end.
+
+        ``nursery`` is the one in which this runs, for what else must not depend on the application's tasks.
+        """
         drain, tell_drain = self._server.drain, self._drain_began
         drain.register(tell_drain)
+        self._channel.write_in(nursery)
         self._channel.tell(left=self._bell.ring, unread=self._bell.ring)
         self._server.websocket_opened()
         try:
@@ -358,6 +358,7 @@ class WebSocketSession:
         if self._phase is Phase.OPEN:
             self._phase = Phase.CLOSING
             self.closed_with, self.outcome = (SERVICE_RESTART, ""), Outcome.SHUTDOWN
+            self._channel.write_in(None)
             patience = trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_PATIENCE)
             with patience, contextlib.suppress(ClientDisconnected):
                 await self._channel.send(self._frames.close(SERVICE_RESTART, ""), GOODBYE_PATIENCE)

@@ -179,8 +179,8 @@ class WebSocketCall:
 
     # The server's side
 
-    async def attend(self) -> None:
-        """Keep the clock of the handshake, and then look after the session until it is closed."""
+    async def attend(self, nursery: trio.Nursery) -> None:
+        """Keep the clock of the handshake, and then look after the session until it is closed; in this nursery."""
         drain, tell_drain = self._server.drain, self._bell.ring
         drain.register(tell_drain)
         try:
@@ -190,7 +190,7 @@ class WebSocketCall:
                 await self._bell.wait()
         finally:
             drain.unregister(tell_drain)
-        await self.session.attend()
+        await self.session.attend(nursery)
 
     async def _look_after_handshake(self) -> None:
         if self._server.drain.kind is not None:

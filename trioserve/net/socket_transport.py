@@ -203,6 +203,9 @@ class SocketTransport:
             self._busy = 0
             await trio.lowlevel.checkpoint()
 
+    def write_in(self, nursery: trio.Nursery | None) -> None:
+        """Nothing to do: what the kernel does not take at once is ours, not the sender's."""
+
     def _put(self, data: bytes) -> None:
         """Give it to the kernel; keep what that does not take until it says that there is room."""
         if self._out:

@@ -44,6 +44,7 @@ class StreamTransport:
         self._watcher_lot = trio.lowlevel.ParkingLot()
         self._left_lot = trio.lowlevel.ParkingLot()
         self._is_sending = False
+        self._writers: trio.Nursery | None = None
         self._queue: deque[bytes | FilePiece] = deque()
         self._unsent = 0
         self._queue_lot = trio.lowlevel.ParkingLot()
@@ -134,7 +135,18 @@ class StreamTransport:
     async def send(self, data: bytes, stall: float) -> None:
         if self._is_sending:
             await self._queue_up(data)
+        elif self._writers is not None:
+            self._raise_if_broken()
+            self._is_sending = True
+            self._writers.start_soon(self._write_for_others, data, stall)
         else:
+            await self._write_all(data, stall)
+
+    def write_in(self, nursery: trio.Nursery | None) -> None:
+        self._writers = nursery
+
+    async def _write_for_others(self, data: bytes, stall: float) -> None:
+        with contextlib.suppress(ClientDisconnected):  # of which whoever sends next is told
             await self._write_all(data, stall)
 
     async def send_file(self, piece: FilePiece, stall: float) -> None:
@@ -176,9 +188,9 @@ class StreamTransport:
 
     async def _write_all(self, first: bytes | FilePiece, stall: float) -> None:
         """Write this and then whatever other tasks have queued meanwhile."""
-        self._raise_if_broken()
         self._is_sending = True
         try:
+            self._raise_if_broken()
             await self._write(first, stall)
             while self._queue:
                 piece = self._queue.popleft()
