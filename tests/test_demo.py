@@ -12,6 +12,7 @@ import trio
 
 from trioserve import demo
 from trioserve.demo import Message, Scope, State, Visits
+from trioserve.demo_chat import Room
 
 
 @dataclass
@@ -68,13 +69,14 @@ def http(method: str, path: str, *body: bytes, query: bytes = b"", state: State 
     return Call(scope, pieces or [{"type": "http.request"}])
 
 
-async def test_lifespan_leaves_one_visits_object_in_the_state():
+async def test_lifespan_leaves_the_applications_memory_in_the_state():
     """Start-up puts the memory of the application into the lifespan state, and shutdown is answered."""
     state: State = {}
     call = Call({"type": "lifespan", "state": state}, [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     await call.run()
     assert [message["type"] for message in call.sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert state["visits"].requests == 0
+    assert state["chat"].participants == []
 
 
 async def test_lifespan_without_state_is_answered_too():
@@ -85,8 +87,8 @@ async def test_lifespan_without_state_is_answered_too():
 
 async def test_other_protocols_are_refused():
     """A scope that the application does not know raises, as ASGI asks."""
-    with pytest.raises(NotImplementedError, match="not websocket"):
-        await Call({"type": "websocket"}).run()
+    with pytest.raises(NotImplementedError, match="not webtransport"):
+        await Call({"type": "webtransport"}).run()
 
 
 async def test_page_shows_what_the_lifespan_remembers():
@@ -106,7 +108,7 @@ async def test_page_works_without_lifespan():
     assert b"Requests so far: 0." in (await http("GET", "/").run()).body
 
 
-@pytest.mark.parametrize("path", ["/", "/download", "/events"])
+@pytest.mark.parametrize("path", ["/", "/download", "/events", "/chat"])
 async def test_head_is_answered_like_get_but_without_a_body(path):
     """HEAD gives the fields of GET and ends, also where GET would go on for ever."""
     call = await http("HEAD", path).run()
@@ -215,3 +217,51 @@ async def test_wrong_method_gets_405_and_learns_the_right_one(method, path, allo
     assert call.status == 405
     assert call.headers[b"allow"] == allowed
     assert method.encode() in call.body
+
+
+def websocket(path: str, *, query: bytes = b"", state: State | None = None) -> Call:
+    scope: Scope = {"type": "websocket", "path": path, "query_string": query}
+    if state is not None:
+        scope["state"] = state
+    return Call(scope, [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}])
+
+
+async def test_chat_page_is_linked_and_needs_nothing_from_elsewhere():
+    """GET /chat gives a whole page that loads nothing from another host."""
+    assert b'href="/chat"' in (await http("GET", "/").run()).body
+    call = await http("GET", "/chat").run()
+    assert (call.status, call.headers[b"content-type"]) == (200, b"text/html; charset=utf-8")
+    assert call.body.endswith(b"</html>\n")
+    assert b"limit]" not in call.body
+    assert b"//" not in call.body.replace(b"  // ", b"")  # neither an address nor a comment taken for one
+
+
+async def test_chat_socket_enters_the_room_of_the_lifespan_under_the_name_of_the_query():
+    """All websockets of one server meet in the room that its lifespan left."""
+    state: State = {"visits": Visits(), "chat": Room()}
+    state["chat"].enter("Bob")
+    call = websocket("/chat/socket", query=b"name=Zo%C3%AB+A", state=state)
+    receive = call.receive
+
+    async def receive_while_looking_round() -> Message:
+        assert state["chat"].names() == ["Bob", "Zoë A"]
+        return await receive()
+
+    call.receive = receive_while_looking_round
+    await call.run()
+    assert call.sent[0] == {"type": "websocket.accept"}
+    assert state["chat"].names() == ["Bob"]
+
+
+async def test_chat_socket_works_without_lifespan():
+    """Without lifespan state there is a room too, with nobody else in it."""
+    call = await websocket("/chat/socket").run()
+    assert call.sent[0] == {"type": "websocket.accept"}
+
+
+@pytest.mark.parametrize("path", ["/", "/chat", "/chat/socket/", "/nowhere"])
+async def test_other_websockets_are_refused_before_they_open(path):
+    """A path without a websocket gets websocket.close instead of an accept, which the client sees as 403."""
+    call = await websocket(path).run()
+    assert call.sent == [{"type": "websocket.close"}]
+    assert [message["type"] for message in call.incoming] == ["websocket.disconnect"]  # connect has been received

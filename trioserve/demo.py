@@ -11,10 +11,12 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, NoReturn, Required, TypedDict
+from typing import Literal, NoReturn, Required, TypedDict, cast
 from urllib.parse import parse_qs
 
 import trio
+
+from . import demo_chat
 
 ECHO_LIMIT = 64 * 1024
 """Bytes of JSON that are echoed; more gets 413."""
@@ -38,10 +40,11 @@ class State(TypedDict, total=False):
     """What the lifespan leaves for the requests."""
 
     visits: Visits
+    chat: demo_chat.Room
 
 
 class Scope(TypedDict, total=False):
-    """What the server says at the start of a request, as far as this application uses it."""
+    """What the server says at the start of a request or a websocket, as far as this application uses it."""
 
     type: Required[str]
     method: str
@@ -66,14 +69,17 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application: the server calls it once for its lifespan, and once for each request."""
+    """The application: the server calls it once for its lifespan, and once for each request and each websocket."""
     match scope["type"]:
         case "lifespan":
             await run_lifespan(scope, receive, send)
         case "http":
             await answer(Request(scope, receive, send))
+        case "websocket":
+            # Which messages these two take and give depends on the scope's type, which types cannot say.
+            await open_websocket(scope, cast(demo_chat.Receive, receive), cast(demo_chat.Send, send))
         case other:
-            raise NotImplementedError(f"this application speaks HTTP, not {other}")
+            raise NotImplementedError(f"this application speaks HTTP and WebSocket, not {other}")
 
 
 async def run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,9 +87,20 @@ async def run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()  # lifespan.startup
     if "state" in scope:
         scope["state"]["visits"] = Visits()
+        scope["state"]["chat"] = demo_chat.Room()
     await send({"type": "lifespan.startup.complete"})
     await receive()  # lifespan.shutdown
     await send({"type": "lifespan.shutdown.complete"})
+
+
+async def open_websocket(scope: Scope, receive: demo_chat.Receive, send: demo_chat.Send) -> None:
+    """There is one, /chat/socket; without lifespan everybody has a room of their own."""
+    if scope["path"] != "/chat/socket":
+        await demo_chat.refuse(receive, send)
+        return
+    room = scope.get("state", {}).get("chat") or demo_chat.Room()
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    await demo_chat.take_part(room, query.get("name", [""])[-1], receive, send)
 
 
 class ClientLeft(Exception):
@@ -244,12 +261,18 @@ async def send_events(request: Request) -> None:
         visits.listeners -= 1
 
 
+async def show_chat(request: Request) -> None:
+    """GET /chat: the page that talks to /chat/socket."""
+    await request.respond(200, b"text/html; charset=utf-8", demo_chat.PAGE.encode())
+
+
 ROUTES: dict[str, tuple[Literal["GET", "POST"], Handler]] = {
     "/": ("GET", show_page),
     "/echo": ("POST", echo),
     "/download": ("GET", download),
     "/upload": ("POST", upload),
     "/events": ("GET", send_events),
+    "/chat": ("GET", show_chat),
 }
 
 PAGE = """\
@@ -273,6 +296,10 @@ PAGE = """\
   <h2>Events</h2>
   <p>One per second. Close this page, and the server's handler ends too.</p>
   <output id="events">waiting</output>
+</section>
+<section>
+  <h2>Chat</h2>
+  <p><a href="/chat">Open the chat</a>, best in two tabs: it talks through a WebSocket.</p>
 </section>
 <section>
   <h2>Echo</h2>

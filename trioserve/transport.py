@@ -82,6 +82,15 @@ class Channel(Protocol):
         """
         ...
 
+    def send_nowait(self, data: bytes, stall: float) -> None:
+        """As send, but wait for nothing: for little, and while not ``is_congested``. Only after write_in."""
+        ...
+
+    @property
+    def is_congested(self) -> bool:
+        """More than READ_AHEAD is unsent, so that send would wait."""
+        ...
+
     def write_in(self, nursery: trio.Nursery | None) -> None:
         """Let tasks of this nursery write what is sent, where that is needed for a send that is cancelled to lose
         nothing. None: again the task that sends, which is cheaper; cut, it leaves the channel broken.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from math import inf
@@ -19,6 +18,7 @@ from ..logs import Outcome, WebSocketRecord
 from ..transport import Channel, Wake
 from .frames import ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, Control, Frames, Kind, size_of
 from .heartbeat import Heartbeat
+from .inbox import Inbox
 
 CLOSE_PATIENCE = 10.0
 """Seconds that a client has to answer a close frame."""
@@ -69,16 +69,16 @@ class WebSocketSession:
         self.closed_with: tuple[int, str] | None = None
         """Code and reason as the application is told them; None while it is open."""
         self._last_word: tuple[int, str] | None = None  # of the close frame that attend is to send
-        self._has_failed = False
+        self._has_failed = False  # nothing that the client sends can be understood any more
+        self._is_given_up = False
         self.outcome = Outcome.OK
         self._started = trio.current_time()
-        self._received_messages = self._received = self._sent_messages = self._sent = 0
+        self._sent_messages = self._sent = 0
         # What the client sent.
-        self._queue: deque[tuple[str | bytes, int]] = deque()
-        self._queued = 0  # bytes in the queue
-        self._max_queue, self._max_size = server.config.ws_max_queue, server.config.ws_max_size
+        self._inbox = Inbox(server.config.ws_max_queue, server.config.ws_max_size)
         self._has_more = True  # what was read has not all been taken apart
         self._has_stopped = False  # reading has, because enough waits for the application
+        self._held: Control | None = None  # the failure behind the messages in the inbox
         self._is_reading = False
         self._turn = trio.lowlevel.ParkingLot()
         self._in_a_row = 0
@@ -98,9 +98,8 @@ class WebSocketSession:
     async def receive(self) -> str | bytes | None:
         """Return the next message, None once it is closed and all are taken. Without a checkpoint if one is there."""
         while True:
-            if self._queue:
-                data, size = self._queue.popleft()
-                self._queued -= size
+            if self._inbox:
+                data = self._inbox.take()
                 if self._has_more:
                     self._bell.ring()
                 self._in_a_row += 1
@@ -173,14 +172,18 @@ class WebSocketSession:
                 self._has_more = self._has_stopped = True
                 self._heartbeat.stop(trio.current_time())
                 return
-            event = self._frames.next_event()
+            event, self._held = self._held or self._frames.next_event(), None
             if event is None:
                 self._has_more = False
                 break
             if isinstance(event, Control):
-                self._take_control(event)
+                if event.kind is Kind.FAILURE and self._inbox:
+                    # What came before it is answered before we say that nothing more is understood.
+                    self._held = event
+                else:
+                    self._take_control(event)
             elif self._phase is Phase.OPEN:
-                self._put(event, self._frames.size)
+                self._inbox.put(event, self._frames.size)
         else:
             self._has_more = True
             self._bell.ring()
@@ -190,26 +193,32 @@ class WebSocketSession:
             self._set_timer()
 
     def _is_full(self) -> bool:
+        if self._phase is not Phase.OPEN:
+            return False  # what comes is thrown away
         return (
-            len(self._queue) >= self._max_queue or self._queued >= self._max_size or len(self._pongs) >= FRAMES_AT_ONCE
+            self._inbox.is_full
+            or len(self._pongs) >= FRAMES_AT_ONCE
+            or (self._held is not None and len(self._inbox) > 0)
         )
-
-    def _put(self, data: str | bytes, size: int) -> None:
-        self._queue.append((data, size))
-        self._queued += size
-        self._received_messages += 1
-        self._received += size
 
     def _take_control(self, event: Control) -> None:
         if event.kind is Kind.PING:
             if self._phase is Phase.OPEN:
-                self._pongs.append(event.payload)
-                self._bell.ring()
+                self._answer_ping(event.payload)
         elif event.kind is Kind.PONG:
             self._heartbeat.take_pong(event.payload, trio.current_time())
             self._set_timer()
         elif event.kind is not Kind.PIECE:
             self._take_end(event)
+
+    def _answer_ping(self, payload: bytes) -> None:
+        """At once, so that the pong is not overtaken by the answer to a message that follows the ping."""
+        if self._pongs or self._channel.is_congested:
+            self._pongs.append(payload)
+            self._bell.ring()
+        else:
+            with contextlib.suppress(ClientDisconnected):  # which attend will notice
+                self._channel.send_nowait(self._frames.pong(payload), self._server.config.timeout_write)
 
     # The end
 
@@ -264,6 +273,7 @@ class WebSocketSession:
     async def _keep_clocks(self) -> None:
         now = trio.current_time()
         if self._phase is Phase.CLOSING and self._close_deadline <= now:
+            self._is_given_up = True
             self._end_without_handshake()
         elif self._phase is Phase.OPEN and self._heartbeat.deadline <= now:
             ping = self._heartbeat.beat(now, in_frame=self._frames.in_frame)
@@ -332,7 +342,7 @@ class WebSocketSession:
     def _let_others_look(self) -> None:
         """Wake the tasks of the application that wait for what this task has brought, or done."""
         self._turn.unpark_all()
-        if self._is_reading and self._phase is not Phase.OPEN:
+        if self._is_reading and self.closed_with is not None:
             self._channel.wake(Wake.ENDED)
 
     async def _send_control(self, framed: bytes) -> None:
@@ -346,12 +356,13 @@ class WebSocketSession:
 
     async def _finish(self) -> None:
         """Say what is still to be said, and close the channel so that the client can read it."""
-        with trio.move_on_after(CLOSE_PATIENCE), contextlib.suppress(ClientDisconnected):
-            await self._say_last_word()
-            await self._channel.flush()
-            if self._has_failed or self._channel.has_unread:
-                await linger(self._channel)
-        await self._channel.aclose()
+        if not self._is_given_up:
+            with trio.move_on_after(CLOSE_PATIENCE), contextlib.suppress(ClientDisconnected):
+                await self._say_last_word()
+                await self._channel.flush()
+                if self._has_failed or self._channel.has_unread:
+                    await linger(self._channel)
+        await self._channel.aclose(reset=self._is_given_up)
 
     async def _say_goodbye(self) -> None:
         """All is being cancelled: a close frame, if the client takes it at once."""
@@ -370,8 +381,8 @@ class WebSocketSession:
             target=self._request.target.decode("ascii"),
             code=code,
             reason=reason,
-            received_messages=self._received_messages,
-            received=self._received,
+            received_messages=self._inbox.messages,
+            received=self._inbox.bytes,
             sent_messages=self._sent_messages,
             sent=self._sent,
             duration=trio.current_time() - self._started,

@@ -62,6 +62,7 @@ class WebSocketCall:
         self.session: WebSocketSession | None = None
         self._denial: HTTPCall | None = None
         self._connect_given = False
+        self._has_closed = False
         self._bell = Bell()
         self._deadline = trio.current_time() + server.config.timeout_ws_handshake
         self._timer = server.clock.timer(self._bell.ring)
@@ -95,10 +96,14 @@ class WebSocketCall:
         await trio.lowlevel.checkpoint_if_cancelled()
         kind = message.get("type")
         if self.session is not None:
+            if self._has_closed:
+                raise MessageError(f"expected nothing more, the application has closed the WebSocket, not {kind!r}")
             if kind == "websocket.send":
                 await self.session.send(_read_data(message))
             elif kind == "websocket.close":
-                await self.session.close(*_read_close(message))
+                code, reason = _read_close(message)
+                self._has_closed = self.session.is_open
+                await self.session.close(code, reason)
             else:
                 raise MessageError(f"expected websocket.send or websocket.close, not {read(message, 'type', str)!r}")
         else:

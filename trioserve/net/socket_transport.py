@@ -189,6 +189,15 @@ class SocketTransport:
     # Writing
 
     async def send(self, data: bytes, stall: float) -> None:
+        self.send_nowait(data, stall)
+        self._busy += max(len(data), LEAST_PIECE)
+        while self._unsent > READ_AHEAD:
+            await self._park_for_out()  # cancelling this loses nothing: the bytes are in the queue
+        if self._busy >= YIELD_AFTER:
+            self._busy = 0
+            await trio.lowlevel.checkpoint()
+
+    def send_nowait(self, data: bytes, stall: float) -> None:
         self._raise_if_broken()
         self._stall = stall
         if self._turns:
@@ -196,12 +205,10 @@ class SocketTransport:
             self._unsent += len(data)
         else:
             self._put(data)
-        self._busy += max(len(data), LEAST_PIECE)
-        while self._unsent > READ_AHEAD:
-            await self._park_for_out()  # cancelling this loses nothing: the bytes are in the queue
-        if self._busy >= YIELD_AFTER:
-            self._busy = 0
-            await trio.lowlevel.checkpoint()
+
+    @property
+    def is_congested(self) -> bool:
+        return self._unsent > READ_AHEAD
 
     def write_in(self, nursery: trio.Nursery | None) -> None:
         """Nothing to do: what the kernel does not take at once is ours, not the sender's."""

@@ -133,14 +133,27 @@ class StreamTransport:
     # Writing
 
     async def send(self, data: bytes, stall: float) -> None:
-        if self._is_sending:
-            await self._queue_up(data)
-        elif self._writers is not None:
-            self._raise_if_broken()
-            self._is_sending = True
-            self._writers.start_soon(self._write_for_others, data, stall)
+        if self._is_sending or self._writers is not None:
+            self.send_nowait(data, stall)
+            while self._unsent > READ_AHEAD:
+                await self._queue_lot.park()
+                self._raise_if_broken()
         else:
             await self._write_all(data, stall)
+
+    def send_nowait(self, data: bytes, stall: float) -> None:
+        self._raise_if_broken()
+        if self._is_sending:
+            self._queue.append(data)
+            self._unsent += len(data)
+        else:
+            assert self._writers is not None  # who else should write it?
+            self._is_sending = True
+            self._writers.start_soon(self._write_for_others, data, stall)
+
+    @property
+    def is_congested(self) -> bool:
+        return self._unsent > READ_AHEAD
 
     def write_in(self, nursery: trio.Nursery | None) -> None:
         self._writers = nursery
@@ -172,15 +185,6 @@ class StreamTransport:
             self._queue.remove(piece)
         else:
             self.is_broken = True
-
-    async def _queue_up(self, data: bytes) -> None:
-        """Leave the bytes to the task that is writing; wait only while too much is unsent."""
-        self._raise_if_broken()
-        self._queue.append(data)
-        self._unsent += len(data)
-        while self._unsent > READ_AHEAD:
-            await self._queue_lot.park()
-            self._raise_if_broken()
 
     def _raise_if_broken(self) -> None:
         if self.is_broken:
