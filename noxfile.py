@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 OWN_EXTRAS = {"test", "bench", "dev"}  # for work on trioserve; every other extra is for its users
 FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
+AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
+VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
 
 
 def works(version: str) -> bool:
@@ -114,3 +117,41 @@ def bench(session: nox.Session) -> None:
     """Measure trioserve beside its peers; `nox -s bench -- --quick` for a first look."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Run the Autobahn test suite on trioserve's WebSockets; `nox -s conformance -- --cases '7.*'` for some of it."""
+    python2 = find_python2()
+    if python2 is None:
+        session.skip("the Autobahn test suite runs on Python 2.7 only, and none was found")
+    session.install("--constraint", str(CONSTRAINTS), "--editable", ".")
+    session.install(VIRTUALENV)
+    work = Path(session.create_tmp())
+    programs = work / "python2" / "bin"
+    session.run("virtualenv", "--quiet", "--python", python2, str(programs.parent))
+    session.run(str(programs / "pip"), "install", "--quiet", "--requirement", str(AUTOBAHN), external=True)
+    suite = ["--autobahn", str(programs / "wstest"), "--report", str(work / "report")]
+    session.run("python", "-m", "tests.conformance.run", *suite, *session.posargs)
+
+
+def find_python2() -> str | None:
+    """The path of a Python 2.7 that runs, if there is one; one that only pyenv can name counts too."""
+    names = ["python2.7", "python2"]
+    if pyenv := shutil.which("pyenv"):
+        known = subprocess.run([pyenv, "whence", "--path", "python2.7"], check=False, capture_output=True, text=True)
+        names += known.stdout.split()
+    for name in names:
+        try:
+            asked = subprocess.run(
+                [name, "-c", "import sys; print('%d.%d %s' % (sys.version_info[:2] + (sys.executable,)))"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        version, _, path = asked.stdout.strip().partition(" ")
+        if version == "2.7":
+            return path
+    return None

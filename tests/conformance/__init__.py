@@ -1,0 +1,1 @@
+"""The Autobahn test suite, run against trioserve's WebSockets."""
