@@ -41,6 +41,9 @@ class Control:
 
 _PIECE = Control(Kind.PIECE)
 
+_ALIGNED = -1  # the last packet ended with a frame
+_HEADER_SIZES = (6, 8, 14)  # with the mask, by the size of the payload (RFC 6455 §5.2)
+
 
 class Frames:
     """One WebSocket, the server's side. ``max_size`` is of a message, in bytes, once inflated.
@@ -58,6 +61,9 @@ class Frames:
         self._pieces: io.StringIO | io.BytesIO | None = None
         self._gathered = 0
         self._has_ended = False
+        # Of small messages most come one in a packet. Asking wsproto for another costs 2 of the 11 µs of reading one, so
+        # this remembers the length of a packet that begins with a frame, and then whether that frame was all of it.
+        self._packet = 0 if extensions or left_over else _ALIGNED
         self.in_frame = False
         """A frame has begun and is not complete: no other can come before its end."""
         self.size = 0
@@ -66,11 +72,12 @@ class Frames:
     def feed(self, data: bytes) -> None:
         """Take what the client sent; after its close frame or a failure that is nothing to us."""
         if not self._has_ended:
+            self._packet = len(data) if self._packet == _ALIGNED else 0
             self._protocol.receive_bytes(data)
 
     def next_event(self) -> str | bytes | Control | None:
         """Return the next message, or what else has come; None if more bytes are needed."""
-        if self._has_ended:
+        if self._has_ended or self._packet == _ALIGNED:
             return None
         try:
             frame = next(self._received, None)
@@ -101,7 +108,10 @@ class Frames:
             return self._fail(TOO_BIG, f"the message is larger than {self._max_size} bytes")
         if self._pieces is None:
             if frame.message_finished:
+                if self._packet == self._gathered + _HEADER_SIZES[(self._gathered > 125) + (self._gathered > 65535)]:
+                    self._packet = _ALIGNED
                 return self._complete(data)
+            self._packet = 0
             self._pieces = io.StringIO() if isinstance(data, str) else io.BytesIO()
         self._pieces.write(data)  # type: ignore[arg-type]  # all pieces of a message are of one kind
         if not frame.message_finished:

@@ -112,7 +112,15 @@ class WebSocketSession:
                 # Another task brings it: attend, or one of the application that came first.
                 await self._turn.park()
             else:
-                await self._read()
+                self._is_reading = True
+                try:
+                    came = await self._channel.receive(inf)
+                finally:
+                    self._is_reading = False
+                    if self._turn:
+                        self._turn.unpark_all()
+                if isinstance(came, bytes):
+                    self._feed(came)
 
     async def _let_others_run(self) -> None:
         self._in_a_row = 0
@@ -120,16 +128,6 @@ class WebSocketSession:
             # Shielded, because what is there is to be had even in a cancelled scope.
             await trio.lowlevel.cancel_shielded_checkpoint()
         self._channel.has_waited = False
-
-    async def _read(self) -> None:
-        self._is_reading = True
-        try:
-            came = await self._channel.receive(inf)
-        finally:
-            self._is_reading = False
-            self._turn.unpark_all()
-        if isinstance(came, bytes):
-            self._feed(came)
 
     async def send(self, data: str | bytes) -> None:
         """Send one message. Raises ClientDisconnected when it is closed, or nobody can be reached."""

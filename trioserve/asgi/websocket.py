@@ -255,6 +255,8 @@ class WebSocketCall:
 def _read_data(message: Message) -> str | bytes:
     """Source: ASGI HTTP & WebSocket §"Send - send event"."""
     text, data = message.get("text"), message.get("bytes")
+    if text is None and type(data) is bytes:
+        return data
     if isinstance(text, str) and data is None:
         try:
             text.encode()
