@@ -61,7 +61,7 @@ class Frames:
         self._pieces: io.StringIO | io.BytesIO | None = None
         self._gathered = 0
         self._has_ended = False
-        # Of small messages most come one in a packet. Asking wsproto for another costs 2 of the 11 µs of reading one, so
+        # Most small messages come one in a packet. Asking wsproto for another costs 2 of the 11 µs of reading one, so
         # this remembers the length of a packet that begins with a frame, and then whether that frame was all of it.
         self._packet = 0 if extensions or left_over else _ALIGNED
         self.in_frame = False
