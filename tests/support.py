@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from trioserve.config import Config
-from trioserve.logs import ExchangeRecord
+from trioserve.logs import ExchangeRecord, WebSocketRecord
 from trioserve.observer import Observer, Phase
 from trioserve.server import Server, serve_observed
 from trioserve.types import AnyValue, ASGIApp, Message, PlainValues, Receive, Scope, Send
@@ -28,6 +28,7 @@ class Recorder(Observer):
         self.wants_debug = wants_debug
         self.phases: list[Phase] = []
         self.records: list[ExchangeRecord] = []
+        self.websockets: list[WebSocketRecord] = []
         self.errors: list[BaseException] = []
         self.debug: list[PlainValues] = []
 
@@ -36,6 +37,9 @@ class Recorder(Observer):
 
     def exchange_ended(self, record: ExchangeRecord) -> None:
         self.records.append(record)
+
+    def websocket_closed(self, record: WebSocketRecord) -> None:
+        self.websockets.append(record)
 
     def application_failed(self, error: BaseException) -> None:
         self.errors.append(error)

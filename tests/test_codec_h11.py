@@ -342,6 +342,52 @@ def test_an_unread_body_is_in_the_way_of_the_next_request() -> None:
     assert codec.keeps_alive
 
 
+# Another protocol
+
+UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+SWITCH = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
+
+
+def test_a_switch_is_a_101() -> None:
+    """What accepts the upgrade is a 101 with the fields it was given, as h11's client reads it."""
+    codec, _ = read(UPGRADE)
+    head, left_over = codec.switch([*SWITCH, (b"sec-websocket-accept", b"x")])
+    assert head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("Host", "a"), ("Upgrade", "websocket")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(head)
+    event = client.next_event()
+    assert isinstance(event, h11.InformationalResponse)
+    assert list(event.headers) == [*SWITCH, (b"sec-websocket-accept", b"x")]
+    assert client.next_event() is h11.PAUSED
+    assert left_over == b""
+
+
+@pytest.mark.parametrize("rest", [b"\x81\x80abcd", GET, b"\r\n"])
+def test_what_came_after_the_request_is_left_over(rest: bytes) -> None:
+    """Bytes behind the request belong to the other protocol, whatever they look like, and are given once."""
+    codec, _ = read(UPGRADE + rest[:1])
+    codec.feed(rest[1:])
+    assert codec.switch(SWITCH)[1] == rest
+    assert not codec.has_begun
+
+
+def test_a_switch_that_nobody_asked_for_is_refused() -> None:
+    """A client that did not ask for an upgrade would not understand a 101."""
+    codec, _ = read(GET)
+    with pytest.raises(MessageError, match="response head is wrong"):
+        codec.switch(SWITCH)
+
+
+@pytest.mark.parametrize("name", ["a name with a line break", "a value with a line break", "a value with NUL"])
+def test_a_wrong_head_of_a_switch_is_refused(name: str) -> None:
+    """The fields of a 101 are checked as those of any response."""
+    codec, _ = read(UPGRADE)
+    with pytest.raises(MessageError, match="response head is wrong"):
+        codec.switch([*SWITCH, *WRONG_HEADS[name]])
+
+
 # Heads that are kept
 
 

@@ -124,6 +124,68 @@ async def test_bytes_that_nobody_waits_for_are_told(make: MakeSide) -> None:
             assert await side.transport.receive(inf) == b"unread"
 
 
+@ALL
+async def test_a_look_does_not_wait(make: MakeSide) -> None:
+    """receive_nowait returns what is there, once, and None where a receive would wait; it never suspends its task."""
+    with trio.fail_after(DEADLINE):
+        async with make() as side:
+            side.transport.has_waited = False
+            assert side.transport.receive_nowait() is None
+            assert side.transport.receive_nowait() is None
+            await side.peer.send_all(b"data")
+            await until(lambda: side.transport.has_unread)
+            assert side.transport.receive_nowait() == b"data"
+            assert side.transport.receive_nowait() is None
+            assert not side.transport.has_unread
+            assert not side.transport.has_waited
+
+
+@ALL
+async def test_a_look_leaves_the_rest_to_the_next(make: MakeSide) -> None:
+    """Looking and waiting may alternate: no byte is lost, or given twice, however many there are."""
+    data = pattern(1_000_000)
+    received = bytearray()
+    with trio.fail_after(DEADLINE):
+        async with make() as side, trio.open_nursery() as nursery:
+            nursery.start_soon(side.peer.send_all, data)
+            while len(received) < len(data):
+                piece = side.transport.receive_nowait()
+                if piece is None:
+                    waited = await side.transport.receive(inf)
+                    assert isinstance(waited, bytes)
+                    piece = waited
+                assert piece
+                received += piece
+            assert received == data
+            assert side.transport.receive_nowait() is None
+
+
+@ALL
+async def test_a_look_sees_the_end(make: MakeSide) -> None:
+    """After the last bytes a look sees the end, again and again, and so it does once the transport is closed."""
+    with trio.fail_after(DEADLINE):
+        async with make() as side:
+            await side.peer.send_all(b"last words")
+            await trio.aclose_forcefully(side.peer)
+            await side.transport.wait_left()
+            assert side.transport.receive_nowait() == b"last words"
+            assert side.transport.receive_nowait() == b""
+            assert side.transport.receive_nowait() == b""
+            await side.transport.aclose()
+            assert side.transport.receive_nowait() == b""
+
+
+@TCP
+async def test_a_look_at_a_peer_that_has_reset(make: MakeSide) -> None:
+    """A peer that is gone is an end, too, and no error."""
+    with trio.fail_after(DEADLINE):
+        async with make() as side:
+            _reset(side.peer)
+            await side.transport.wait_left()
+            assert side.transport.receive_nowait() == b""
+            assert side.transport.is_broken
+
+
 async def _send_when_blocked(peer: trio.abc.Stream) -> None:
     await trio.testing.wait_all_tasks_blocked()
     await peer.send_all(b"data")

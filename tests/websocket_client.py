@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import h11
@@ -12,7 +12,9 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from .support import Answer, Client, RunningServer
+from trioserve.types import AnyValue, ASGIApp, Receive, Scope, Send
+
+from .support import Answer, Client, RunningServer, http_app, send_text
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 §1.3
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -165,7 +167,7 @@ async def read_handshake(stream: trio.abc.Stream) -> WebSocketClient | Answer:
 
 
 def read_fields(head: bytes) -> dict[bytes, bytes]:
-    lines = [line.partition(b": ") for line in head.split(b"\r\n")[1:]]
+    lines = [line.partition(b": ") for line in bytes(head).split(b"\r\n")[1:]]
     return {name.lower(): value for name, _, value in lines}
 
 
@@ -189,3 +191,15 @@ async def websocket(
         yield opened
     finally:
         await opened.aclose()
+
+
+def websocket_app(handler: Callable[[Scope, Receive, Send], AnyValue]) -> ASGIApp:
+    """An application made of one WebSocket handler; it answers HTTP requests with "plain"."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await handler(scope, receive, send)
+        else:
+            await send_text(send, "plain")
+
+    return http_app(app)

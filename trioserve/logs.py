@@ -81,14 +81,14 @@ class WebSocketRecord:
 
     client: str
     target: str
-    code: int
-    reason: str
-    received_messages: int
-    received: int
-    sent_messages: int
-    sent: int
-    duration: float
-    outcome: Outcome
+    code: int = 1006
+    reason: str = ""
+    received_messages: int = 0
+    received: int = 0
+    sent_messages: int = 0
+    sent: int = 0
+    duration: float = 0
+    outcome: Outcome = Outcome.OK
 
     def to_plain(self) -> PlainValues:
         return {

@@ -63,6 +63,11 @@ class Channel(Protocol):
         """Nothing can be sent any more."""
         ...
 
+    @property
+    def has_stalled(self) -> bool:
+        """It is broken because the peer took nothing for too long."""
+        ...
+
     async def receive(self, deadline: float) -> bytes | Wake:
         """Return what has arrived, ``b""`` after the last byte, or why the wait ended before any.
 
@@ -83,7 +88,7 @@ class Channel(Protocol):
         ...
 
     def send_nowait(self, data: bytes, stall: float) -> None:
-        """As send, but wait for nothing: for little, and while not ``is_congested``. Only after write_in."""
+        """As send, but wait for nothing: for what is small, and limited by other means. Only after write_in."""
         ...
 
     @property
@@ -93,7 +98,8 @@ class Channel(Protocol):
 
     def write_in(self, nursery: trio.Nursery | None) -> None:
         """Let tasks of this nursery write what is sent, where that is needed for a send that is cancelled to lose
-        nothing. None: again the task that sends, which is cheaper; cut, it leaves the channel broken.
+        nothing. They go on even if the nursery is cancelled, until this is called with None: then each task writes what
+        it sends, which is cheaper; cut, it leaves the channel broken.
         """
         ...
 

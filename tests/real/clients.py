@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import trio
+from websockets.exceptions import ConnectionClosed
+from websockets.trio.client import ClientConnection, connect
 
 REPOSITORY = Path(__file__).parents[2]
 SERVE = ("-m", "trioserve")
@@ -67,3 +70,17 @@ async def wait_until(condition: Callable[[], object]) -> None:
 async def wait(event: trio.Event) -> None:
     with trio.fail_after(PATIENCE):
         await event.wait()
+
+
+def websocket_to(url: str, **options: object) -> connect:
+    """The websockets client on Trio, past any proxy, without a limit to what it receives and pings of its own."""
+    return connect(url, **{"proxy": None, "max_size": None, "ping_interval": None, **options})
+
+
+async def closing_of(websocket: ClientConnection) -> tuple[int, str] | None:
+    """Wait until the server closes; returns the code and the reason that it sent, None if it sent none."""
+    with pytest.raises(ConnectionClosed) as caught:
+        while True:
+            await websocket.recv()
+    frame = caught.value.rcvd
+    return None if frame is None else (frame.code, frame.reason)

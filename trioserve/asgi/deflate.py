@@ -18,6 +18,9 @@ MEMORY_LEVEL = 5
 # RFC 7692 §7.2.1: each message is flushed, and these bytes at its end are left out.
 _TAIL = b"\x00\x00\xff\xff"
 
+MAX_STREAMS = 64
+"""Ends of a stream within a message; each costs as much as a frame, and fits into two bytes."""
+
 _RAW_BITS_LEAST = 9  # zlib cannot write a raw stream with a window of 256 bytes
 
 
@@ -106,7 +109,7 @@ class BoundedDeflate(Extension):
         self._limit = limit
         self._is_compressed = False  # the message that is coming in
         self._is_control = False  # the frame that is
-        self._inflated = 0
+        self._inflated = self._streams = 0  # of that message
         self._decompressor = self._new_decompressor()
         self._compressor: zlib._Compress | None = None  # made late: many a WebSocket only listens
 
@@ -130,7 +133,7 @@ class BoundedDeflate(Extension):
         self._is_control = opcode.iscontrol()
         if opcode in (Opcode.TEXT, Opcode.BINARY):
             self._is_compressed = rsv.rsv1
-            self._inflated = 0
+            self._inflated = self._streams = 0
         elif rsv.rsv1:
             return CloseReason.PROTOCOL_ERROR  # RFC 7692 §6: only the first frame of a message has the bit
         return RsvBits(True, False, False)
@@ -159,6 +162,9 @@ class BoundedDeflate(Extension):
                 data = self._decompressor.unused_data
                 if self._decompressor.eof:
                     self._decompressor = self._new_decompressor()
+                    self._streams += 1
+                    if self._streams > MAX_STREAMS:
+                        return CloseReason.INVALID_FRAME_PAYLOAD_DATA
                 if not data:
                     return b"".join(pieces)
         except zlib.error:

@@ -101,7 +101,8 @@ class Frames:
         return Control(Kind.FAILURE, code=int(code), reason=reason)
 
     def _take(self, frame: Frame) -> str | bytes | Control:
-        data = cast("str | bytes", frame.payload)
+        payload = cast("str | bytes | bytearray", frame.payload)
+        data = bytes(payload) if isinstance(payload, bytearray) else payload  # as wsproto 1.2 gives an empty one
         self.in_frame = not frame.frame_finished
         self._gathered += size_of(data)
         if self._gathered > self._max_size:

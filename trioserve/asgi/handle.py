@@ -13,7 +13,7 @@ from ..logs import log_application_error
 from ..types import Scope
 from .handshake import read_offer
 from .http import HTTPCall
-from .plain import SERVER_ERROR, send_plain
+from .plain import SERVER_ERROR, SHUTTING_DOWN, send_plain
 from .scope import build_http_scope, build_websocket_scope
 from .websocket import WebSocketCall
 
@@ -47,13 +47,16 @@ async def handle_websocket(exchange: Exchange, server: ServerContext) -> bool:
     Raises ProtocolError before the application is called if the request is not a proper handshake.
     """
     offer = read_offer(exchange.request.headers)
-    call = WebSocketCall(exchange, server, offer)
+    if server.drain.kind is not None:
+        await exchange.refuse(503, SHUTTING_DOWN)
+        return True
     root_path = server.config.root_path
     scope = build_websocket_scope(exchange, server.state, root_path=root_path, subprotocols=offer.subprotocols)
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(call.attend, nursery, name="trioserve WebSocket")
+            call = WebSocketCall(exchange, server, offer, nursery)
+            nursery.start_soon(call.attend, name="trioserve WebSocket")
             with call.scope:
                 error = await _call_application(exchange, server, scope, call)
             if error is None and call.is_undecided:
@@ -65,7 +68,6 @@ async def handle_websocket(exchange: Exchange, server: ServerContext) -> bool:
             nursery.cancel_scope.cancel()
         return fine
     finally:
-        call.close()
         error = None
 
 

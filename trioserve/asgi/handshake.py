@@ -38,9 +38,9 @@ def read_offer(headers: Headers) -> Offer:
 
 def _wrong_version(versions: list[bytes]) -> ProtocolError:
     ours = (b"sec-websocket-version", VERSION)
-    if not versions:
-        return ProtocolError(400, "Sec-WebSocket-Version is missing; it must be 13.", ours)
-    came = b", ".join(versions).decode("latin-1")
+    if len(versions) != 1:
+        text = f"Sec-WebSocket-Version must be there once, with 13; it is there {len(versions)} times."
+        return ProtocolError(400, text, ours)
     # RFC 9110 §15.5.22: a 426 MUST name what to upgrade to, and §7.8 wants it named in Connection.
     switch = ((b"upgrade", b"websocket"), (b"connection", b"Upgrade"))
-    return ProtocolError(426, f"Sec-WebSocket-Version must be 13, not {came}.", ours, *switch)
+    return ProtocolError(426, f"Sec-WebSocket-Version must be 13, not {versions[0].decode('latin-1')}.", ours, *switch)

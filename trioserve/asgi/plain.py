@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..exchange import Exchange, Response
 
 SERVER_ERROR = b"Internal Server Error"
+SHUTTING_DOWN = "The server is shutting down."
 
 
 async def send_plain(exchange: Exchange, status: int, text: bytes) -> None:

@@ -11,8 +11,7 @@ import trio
 
 from ..bell import Bell
 from ..context import ServerContext
-from ..errors import ClientDisconnected, WriteTimeout
-from ..exchange import Request
+from ..errors import ClientDisconnected
 from ..linger import linger
 from ..logs import Outcome, WebSocketRecord
 from ..transport import Channel, Wake
@@ -54,14 +53,14 @@ class WebSocketSession:
         frames: Frames,
         server: ServerContext,
         *,
-        request: Request,
+        record: WebSocketRecord,
         bell: Bell,
         client_left: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._frames = frames
         self._server = server
-        self._request = request
+        self._record = record
         self._bell = bell
         self._client_left = client_left
         self._phase = Phase.OPEN
@@ -73,7 +72,6 @@ class WebSocketSession:
         self._is_given_up = False
         self.outcome = Outcome.OK
         self._started = trio.current_time()
-        self._sent_messages = self._sent = 0
         # What the client sent.
         self._inbox = Inbox(server.config.ws_max_queue, server.config.ws_max_size)
         self._has_more = True  # what was read has not all been taken apart
@@ -83,7 +81,7 @@ class WebSocketSession:
         self._turn = trio.lowlevel.ParkingLot()
         self._in_a_row = 0
         self._pongs: list[bytes] = []  # that are owed
-        self._sending = trio.CancelScope()  # what attend is sending
+        self._sending = trio.CancelScope()  # in which attend waits for room to send them
         self._heartbeat = Heartbeat(server.config, self._started)
         self._close_deadline = inf  # of the client's answer to our close frame
         self._timer = server.clock.timer(self._wake_at_deadline)
@@ -134,20 +132,25 @@ class WebSocketSession:
         if self._phase is not Phase.OPEN:
             raise ClientDisconnected("the WebSocket is closed")
         framed = self._frames.message(data)
-        self._sent_messages += 1
-        self._sent += size_of(data)
+        self._record.sent_messages += 1
+        self._record.sent += size_of(data)
         try:
             await self._channel.send(framed, self._server.config.timeout_write)
-        except WriteTimeout:
-            self.outcome = Outcome.DEADLINE
+        except ClientDisconnected:
+            self._end_without_handshake()
             raise
 
     async def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake, which attend completes. Raises ClientDisconnected."""
         if self._phase is not Phase.OPEN:
             raise ClientDisconnected("the WebSocket is closed")
+        framed = self._frames.close(code, reason)
+        try:
+            self._channel.send_nowait(framed, self._server.config.timeout_write)
+        except ClientDisconnected:
+            self._end_without_handshake()
+            raise
         self._begin_closing()
-        await self._channel.send(self._frames.close(code, reason), self._server.config.timeout_write)
 
     async def wait_closed(self) -> None:
         """Wait until the closing handshake is over or given up, and the channel is closed."""
@@ -225,18 +228,21 @@ class WebSocketSession:
         self._has_failed = event.kind is Kind.FAILURE
         if self._phase is Phase.OPEN:
             self._last_word = (event.code, event.reason)
+        elif self._has_failed:
+            # Instead of an answer to our close: it is as if there had been none.
+            self._end_without_handshake()
+            return
         self._end(event.code, event.reason, Outcome.ERROR if self._has_failed else Outcome.OK)
 
     def _end_without_handshake(self) -> None:
         """The client has left, or is given up."""
         self._last_word = None
-        self._end(ABNORMAL, "", Outcome.CLIENT_LEFT)
+        self._end(ABNORMAL, "", Outcome.DEADLINE if self._channel.has_stalled else Outcome.CLIENT_LEFT)
 
     def _end(self, code: int, reason: str, outcome: Outcome) -> None:
         """Nothing more comes from the client; if it was the one to end it, this is what the application is told."""
         if self._phase is Phase.OPEN:
-            if self.outcome is Outcome.OK:
-                self.outcome = outcome
+            self.outcome = outcome
             self._client_left()
         if self.closed_with is None:
             self.closed_with = (code, reason)
@@ -265,69 +271,71 @@ class WebSocketSession:
 
     def _wake_at_deadline(self) -> None:
         self._bell.ring()
-        if self._phase is Phase.CLOSING:
-            self._sending.cancel()
+        self._sending.cancel()
 
-    async def _keep_clocks(self) -> None:
+    def _keep_clocks(self) -> None:
         now = trio.current_time()
         if self._phase is Phase.CLOSING and self._close_deadline <= now:
             self._is_given_up = True
             self._end_without_handshake()
         elif self._phase is Phase.OPEN and self._heartbeat.deadline <= now:
-            ping = self._heartbeat.beat(now, in_frame=self._frames.in_frame)
-            self._set_timer()
-            if ping is None:
-                self._last_word = (INTERNAL_ERROR, "no pong came in time")
-                self._has_failed = True
-                self._end(*self._last_word, Outcome.DEADLINE)
-            elif ping:
-                await self._send_control(self._frames.ping(ping))
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        ping = self._heartbeat.beat(now, in_frame=self._frames.in_frame)
+        if ping is None:
+            self._last_word = (INTERNAL_ERROR, "no pong came in time")
+            self._has_failed = True
+            self._end(*self._last_word, Outcome.DEADLINE)
+        elif ping:
+            self._channel.send_nowait(self._frames.ping(ping), self._server.config.timeout_write)
+            if self._has_stopped:
+                self._heartbeat.stop(now)
+        self._set_timer()
 
     # The session's own task
 
-    async def attend(self, nursery: trio.Nursery) -> None:
-        """Read while the application does not, answer pings, keep the clocks, and close the channel in the end.
-
-        ``nursery`` is the one in which this runs, for what else must not depend on the application's tasks.
-        """
+    async def attend(self) -> None:
+        """Read while the application does not, answer pings, keep the clocks, and close the channel in the end."""
         drain, tell_drain = self._server.drain, self._drain_began
         drain.register(tell_drain)
-        self._channel.write_in(nursery)
         self._channel.tell(left=self._bell.ring, unread=self._bell.ring)
         self._server.websocket_opened()
         try:
             if drain.kind is not None:
                 self._drain_began()
-            with contextlib.suppress(ClientDisconnected):
-                while self._phase is not Phase.ENDING:
+            while self._phase is not Phase.ENDING:
+                try:
                     await self._look_after()
-                    self._let_others_look()
-                    await self._bell.wait()
-            if self._phase is not Phase.ENDING:
-                self._end_without_handshake()
+                except ClientDisconnected:
+                    self._end_without_handshake()
+                self._let_others_look()
+                await self._bell.wait()
             self._let_others_look()
             await self._finish()
         except trio.Cancelled:
             await self._say_goodbye()
             raise
         finally:
+            self._channel.write_in(None)
             drain.unregister(tell_drain)
             self._timer.close()
             self._phase = Phase.CLOSED
             self._is_closed.set()
-            self._server.websocket_closed(self._record())
+            self._server.websocket_closed(self._complete_record())
 
     async def _look_after(self) -> None:
-        if self._last_word is not None:
-            await self._say_last_word()
-        await self._keep_clocks()
-        if self._pongs and self._phase is Phase.OPEN:
-            pongs, self._pongs = self._pongs, []
-            await self._send_control(b"".join(map(self._frames.pong, pongs)))
+        self._say_last_word()
         if self._has_more:
             self._take_apart()
-        elif not self._is_reading:
+        if not self._has_more and not self._is_reading:
             self._read_nowait()
+        self._keep_clocks()  # only now: what came in time, while the loop was blocked, wins
+        if self._pongs and self._phase is Phase.OPEN:
+            pongs, self._pongs = self._pongs, []
+            with trio.CancelScope() as self._sending:
+                framed = b"".join(map(self._frames.pong, pongs))
+                await self._channel.send(framed, self._server.config.timeout_write)
         if self._channel.has_left and self._phase is Phase.OPEN:
             self._client_left()  # whatever of what it sent is still to be read
 
@@ -343,20 +351,16 @@ class WebSocketSession:
         if self._is_reading and self.closed_with is not None:
             self._channel.wake(Wake.ENDED)
 
-    async def _send_control(self, framed: bytes) -> None:
-        with trio.CancelScope() as self._sending:
-            await self._channel.send(framed, self._server.config.timeout_write)
-
-    async def _say_last_word(self) -> None:
+    def _say_last_word(self) -> None:
         word, self._last_word = self._last_word, None
         if word is not None:
-            await self._send_control(self._frames.close(*word))
+            self._channel.send_nowait(self._frames.close(*word), self._server.config.timeout_write)
 
     async def _finish(self) -> None:
         """Say what is still to be said, and close the channel so that the client can read it."""
         if not self._is_given_up:
             with trio.move_on_after(CLOSE_PATIENCE), contextlib.suppress(ClientDisconnected):
-                await self._say_last_word()
+                self._say_last_word()
                 await self._channel.flush()
                 if self._has_failed or self._channel.has_unread:
                     await linger(self._channel)
@@ -365,24 +369,20 @@ class WebSocketSession:
     async def _say_goodbye(self) -> None:
         """All is being cancelled: a close frame, if the client takes it at once."""
         if self._phase is Phase.OPEN:
-            self._phase = Phase.CLOSING
-            self.closed_with, self.outcome = (SERVICE_RESTART, ""), Outcome.SHUTDOWN
-            self._channel.write_in(None)
-            patience = trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_PATIENCE)
-            with patience, contextlib.suppress(ClientDisconnected):
-                await self._channel.send(self._frames.close(SERVICE_RESTART, ""), GOODBYE_PATIENCE)
+            self.closed_with = self._last_word = (SERVICE_RESTART, "")
+            self.outcome = Outcome.SHUTDOWN
+            self._begin_closing()
+        if self._phase is Phase.CLOSING:
+            # From the beginning of the close: one that was said long ago has had its time.
+            deadline = self._close_deadline - CLOSE_PATIENCE + GOODBYE_PATIENCE
+            with trio.CancelScope(shield=True, deadline=deadline), contextlib.suppress(ClientDisconnected):
+                self._say_last_word()
+                await self._channel.flush()
 
-    def _record(self) -> WebSocketRecord:
-        code, reason = self.closed_with or (ABNORMAL, "")
-        return WebSocketRecord(
-            client=self._request.endpoint.client_name,
-            target=self._request.target.decode("ascii"),
-            code=code,
-            reason=reason,
-            received_messages=self._inbox.messages,
-            received=self._inbox.bytes,
-            sent_messages=self._sent_messages,
-            sent=self._sent,
-            duration=trio.current_time() - self._started,
-            outcome=self.outcome,
-        )
+    def _complete_record(self) -> WebSocketRecord:
+        record = self._record
+        record.code, record.reason = self.closed_with or (ABNORMAL, "")
+        record.received_messages, record.received = self._inbox.messages, self._inbox.bytes
+        record.duration = trio.current_time() - self._started
+        record.outcome = self.outcome
+        return record

@@ -12,14 +12,14 @@ from ..bell import Bell
 from ..context import ServerContext
 from ..errors import ClientDisconnected, MessageError
 from ..exchange import Exchange, Response
-from ..logs import Outcome
+from ..logs import Outcome, WebSocketRecord
 from ..types import AnyValue, Message
 from .deflate import BoundedDeflate, negotiate
 from .frames import ABNORMAL, INTERNAL_ERROR, NORMAL, Frames
 from .handshake import Offer
 from .http import HTTPCall
 from .messages import as_bytes, read, read_headers
-from .plain import SERVER_ERROR, send_plain
+from .plain import SERVER_ERROR, SHUTTING_DOWN, send_plain
 from .session import WebSocketSession
 
 # What the handshake itself says; an application has "subprotocol" for one of them, and no say in the others.
@@ -36,7 +36,8 @@ _SERVERS_OWN = {
 _DENIAL = {"websocket.http.response.start": "http.response.start", "websocket.http.response.body": "http.response.body"}
 
 
-_CLOSE_CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))  # RFC 6455 §7.4
+# RFC 6455 §7.4. Not 1014, which is registered since: wsproto takes it for an error, also as the client's answer.
+_CLOSE_CODES = (range(1000, 1004), range(1007, 1014), range(3000, 5000))
 
 
 class Handshake(Enum):
@@ -49,10 +50,14 @@ class Handshake(Enum):
 
 
 class WebSocketCall:
-    """The receive and send of one call, whose other task is ``attend``. Several tasks may call both at once."""
+    """The receive and send of one call. Several tasks of the application may call both at once.
 
-    def __init__(self, exchange: Exchange, server: ServerContext, offer: Offer) -> None:
+    ``nursery`` is that of the handshake and of all that follows; ``attend`` must run in it.
+    """
+
+    def __init__(self, exchange: Exchange, server: ServerContext, offer: Offer, nursery: trio.Nursery) -> None:
         self._exchange = exchange
+        self._nursery = nursery
         self._server = server
         self._offer = offer
         self.state = Handshake.CONNECTING
@@ -73,10 +78,10 @@ class WebSocketCall:
 
     async def receive(self) -> Message:
         """Return what comes next: connect, then messages, then disconnect again and again."""
+        if not self._connect_given:
+            self._connect_given = True
+            return {"type": "websocket.connect"}
         if self.session is None:
-            if not self._connect_given:
-                self._connect_given = True
-                return {"type": "websocket.connect"}
             await self._exchange.wait_disconnect()
             if self.session is None:
                 return {"type": "websocket.disconnect", "code": ABNORMAL, "reason": ""}
@@ -98,11 +103,14 @@ class WebSocketCall:
         if self.session is not None:
             if self._has_closed:
                 raise MessageError(f"expected nothing more, the application has closed the WebSocket, not {kind!r}")
+            if not self.session.is_open:
+                # Before the message is looked at: Litestar closes with the very code it was told, which may be 1006.
+                raise ClientDisconnected("the WebSocket is closed")
             if kind == "websocket.send":
                 await self.session.send(_read_data(message))
             elif kind == "websocket.close":
                 code, reason = _read_close(message)
-                self._has_closed = self.session.is_open
+                self._has_closed = True
                 await self.session.close(code, reason)
             else:
                 raise MessageError(f"expected websocket.send or websocket.close, not {read(message, 'type', str)!r}")
@@ -149,15 +157,21 @@ class WebSocketCall:
         agreement = negotiate(self._offer.extensions) if config.ws_per_message_deflate else None
         if agreement is not None:
             headers.append((b"sec-websocket-extensions", agreement.field))
-        self._decide(Handshake.FAILED)  # until it has succeeded
-        channel, left_over = await self._exchange.switch_protocols(headers)
-        self.state = Handshake.ACCEPTED
+        try:
+            channel, left_over = await self._exchange.switch_protocols(headers)
+        finally:
+            # Unless the headers were wrong: the application may still do better.
+            if self._exchange.status is not None:
+                self._decide(Handshake.FAILED)
+        self._decide(Handshake.ACCEPTED)
+        channel.write_in(self._nursery)
+        request = self._exchange.request
         extensions = [] if agreement is None else [BoundedDeflate(agreement, config.ws_max_size)]
         self.session = WebSocketSession(
             channel,
             Frames(extensions, left_over, config.ws_max_size),
             self._server,
-            request=self._exchange.request,
+            record=WebSocketRecord(request.endpoint.client_name, request.target.decode("ascii")),
             bell=self._bell,
             client_left=self._start_grace,
         )
@@ -184,8 +198,8 @@ class WebSocketCall:
 
     # The server's side
 
-    async def attend(self, nursery: trio.Nursery) -> None:
-        """Keep the clock of the handshake, and then look after the session until it is closed; in this nursery."""
+    async def attend(self) -> None:
+        """Keep the clock of the handshake, and then look after the session until it is closed."""
         drain, tell_drain = self._server.drain, self._bell.ring
         drain.register(tell_drain)
         try:
@@ -193,9 +207,12 @@ class WebSocketCall:
                 if self.state is Handshake.CONNECTING:
                     await self._look_after_handshake()
                 await self._bell.wait()
+            await self.session.attend()
+            await trio.sleep_forever()  # the application may still run, and be cancelled when its grace is over
         finally:
             drain.unregister(tell_drain)
-        await self.session.attend(nursery)
+            self._timer.close()
+            self._grace.close()
 
     async def _look_after_handshake(self) -> None:
         if self._server.drain.kind is not None:
@@ -207,14 +224,13 @@ class WebSocketCall:
 
     async def _refuse_at_shutdown(self) -> None:
         self._decide(Handshake.FAILED)
-        await self._exchange.refuse(503, "The server is shutting down.")
+        await self._exchange.refuse(503, SHUTTING_DOWN)
 
     @property
     def is_undecided(self) -> bool:
         """The application has neither accepted nor refused, and the client is still there to hear it."""
-        if self._denial is not None and not self._exchange.ended:
-            return True
-        return self.state is Handshake.CONNECTING and not self._exchange.has_left
+        has_begun_denial = self._denial is not None and not self._exchange.ended
+        return (has_begun_denial or self.state is Handshake.CONNECTING) and not self._exchange.has_left
 
     @property
     def has_left(self) -> bool:
@@ -246,11 +262,6 @@ class WebSocketCall:
                 await send_plain(exchange, 500, SERVER_ERROR)
         exchange.abort()  # nothing to do if it has ended
 
-    def close(self) -> None:
-        """Let go of the clocks."""
-        self._timer.close()
-        self._grace.close()
-
 
 def _read_data(message: Message) -> str | bytes:
     """Source: ASGI HTTP & WebSocket §"Send - send event"."""
@@ -273,7 +284,7 @@ def _read_close(message: Message) -> tuple[int, str]:
     code: AnyValue = message.get("code", NORMAL)
     reason: AnyValue = message.get("reason")
     if not isinstance(code, int) or not any(code in codes for codes in _CLOSE_CODES):
-        raise MessageError(f"websocket.close: 'code' must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
+        raise MessageError(f"websocket.close: 'code' must be 1000-1003, 1007-1013 or 3000-4999, not {code!r}")
     if reason is not None and not isinstance(reason, str):
         raise MessageError(f"websocket.close: 'reason' must be a str, not {reason!r}")
     return int(code), reason or ""

@@ -59,13 +59,13 @@ class SocketTransport:
         "_reader",
         "_socket",
         "_stall",
-        "_stalled",
         "_turns",
         "_unsent",
         "_wants_out",
         "_write_timer",
         "fileno",
         "has_left",
+        "has_stalled",
         "has_waited",
         "is_broken",
     )
@@ -94,7 +94,7 @@ class SocketTransport:
         self._out_lot: trio.lowlevel.ParkingLot | None = None
         self._wants_out = False
         self._stall = inf
-        self._stalled = False
+        self.has_stalled = False
         self._progress = SendProgress(sock)
         self._busy = 0  # what was sent and received since the task last let others run, in bytes
         reactor.register(self)
@@ -271,13 +271,13 @@ class SocketTransport:
     def _pass_write_deadline(self) -> None:
         next_look = self._progress.next_look(trio.current_time())
         if next_look is None:
-            self._stalled = True
+            self.has_stalled = True
             self._break()
         else:
             self._write_timer.set(next_look)
 
     def _raise_if_broken(self) -> None:
-        if self._stalled:
+        if self.has_stalled:
             raise WriteTimeout(f"the client took nothing for {self._stall:g} s")
         if self.is_broken:
             raise ClientDisconnected("the client has left")

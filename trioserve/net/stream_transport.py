@@ -45,12 +45,14 @@ class StreamTransport:
         self._left_lot = trio.lowlevel.ParkingLot()
         self._is_sending = False
         self._writers: trio.Nursery | None = None
+        self._writer_scope = trio.CancelScope()
         self._queue: deque[bytes | FilePiece] = deque()
         self._unsent = 0
         self._queue_lot = trio.lowlevel.ParkingLot()
         self.has_waited = False
         self.has_left = False
         self.is_broken = False
+        self.has_stalled = False
         self._on_left: Callable[[], None] = _nothing
         self._on_unread: Callable[[], None] = _nothing
         self._write_timer = clock.timer(self._pass_write_deadline)
@@ -157,9 +159,13 @@ class StreamTransport:
 
     def write_in(self, nursery: trio.Nursery | None) -> None:
         self._writers = nursery
+        if nursery is None:
+            self._writer_scope.shield = False
 
     async def _write_for_others(self, data: bytes, stall: float) -> None:
-        with contextlib.suppress(ClientDisconnected):  # of which whoever sends next is told
+        # Shielded until write_in(None): nobody could say goodbye, when all is cancelled, over half a frame.
+        self._writer_scope = trio.CancelScope(shield=self._writers is not None)
+        with self._writer_scope, contextlib.suppress(ClientDisconnected):  # of which whoever sends next is told
             await self._write_all(data, stall)
 
     async def send_file(self, piece: FilePiece, stall: float) -> None:
@@ -187,6 +193,8 @@ class StreamTransport:
             self.is_broken = True
 
     def _raise_if_broken(self) -> None:
+        if self.has_stalled:
+            raise WriteTimeout("the client took nothing for too long")
         if self.is_broken:
             raise ClientDisconnected("the client has left")
 
@@ -207,7 +215,7 @@ class StreamTransport:
             self._leave()
             raise ClientDisconnected("the client has left") from None
         except WriteTimeout:
-            self.is_broken = True
+            self.is_broken = self.has_stalled = True
             self._leave()
             raise
         except BaseException:

@@ -182,12 +182,11 @@ class HTTP11Exchange:
 
     async def switch_protocols(self, headers: Headers) -> tuple[Channel, bytes]:
         self._raise_if_gone()
-        # Whatever becomes of it, there is no way back to HTTP.
-        self.must_close = True
         names = {name.lower() for name, _ in headers}
         defaults = [field for field in self._server.default_headers.current() if field[0] not in names]
         head, left_over = self._codec.switch([*upgrade_fields(self.request.headers), *headers, *defaults])
         self.status = 101
+        self.must_close = True  # whatever becomes of it, there is no way back to HTTP
         if self._server.wants_records:
             self.first_byte = trio.current_time()
         await self._write(head)
