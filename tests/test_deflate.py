@@ -13,7 +13,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, Event, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from trioserve.asgi.deflate import NAME, WINDOW_BITS, Agreement, BoundedDeflate, negotiate
+from trioserve.asgi.deflate import MAX_STREAMS, NAME, WINDOW_BITS, Agreement, BoundedDeflate, negotiate
 from trioserve.asgi.frames import Control, Frames, Kind
 
 from .websocket_client import deflated, frame
@@ -181,6 +181,18 @@ def test_a_stream_may_end_within_a_message(size: int) -> None:
     data = frame(TEXT, final + final + b"\x00", rsv=RSV1) + frame(TEXT, HELLO, rsv=RSV1)
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
     assert read(make_frames(), *pieces) == ["HelloHello", "Hello"]
+
+
+@pytest.mark.parametrize("count", [MAX_STREAMS, MAX_STREAMS + 1])
+def test_a_message_has_no_more_than_so_many_streams(count: int) -> None:
+    """Each end of a stream costs as much as a frame, and fits into two bytes: more than MAX_STREAMS are a failure."""
+    empty = b"\x03\x00"  # a stream of one empty block with BFINAL
+    frames = make_frames()
+    data = frame(TEXT, empty * count + HELLO, rsv=RSV1)
+    if count > MAX_STREAMS:
+        assert_fails(frames, data, 1007)
+    else:
+        assert read(frames, data, data) == ["Hello", "Hello"]
 
 
 def test_a_message_that_is_not_compressed_is_read() -> None:

@@ -53,6 +53,18 @@ async def test_the_client_closes(kind):
         assert await side.hear() == (4321, "Schluß")
 
 
+async def test_nonsense_instead_of_an_answer():
+    """A client that answers the application's close with what is no frame has not answered it: 1006, and the end."""
+    stage = Stage()
+    async with server_on("memory", stage) as server, websocket(server) as client:
+        side = await stage.next()
+        await side.close(4000, "done")
+        await client.raw(b"GET / HTTP/1.1\r\n\r\n")
+        assert await side.hear() == (1006, "")
+        assert await client.receive_close(answers=False) == (4000, "done")
+        await client.wait_eof()
+
+
 @ON_EACH_KIND
 async def test_a_close_without_a_code(kind):
     """A close without a code is 1005 for the application, and is answered without a code."""

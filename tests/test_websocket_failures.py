@@ -938,7 +938,7 @@ def held(server: RunningServer) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for one in gc.get_objects():
         kind = type(one)
-        if kind in (CoroutineType, trio.lowlevel.Task, socket.socket) or kind.__module__.startswith(OURS):
+        if kind in (CoroutineType, trio.lowlevel.Task, socket.socket) or str(kind.__module__).startswith(OURS):
             counts[kind.__qualname__] += 1
     return counts
 

@@ -128,9 +128,7 @@ class WebSocketSession:
         self._channel.has_waited = False
 
     async def send(self, data: str | bytes) -> None:
-        """Send one message. Raises ClientDisconnected when it is closed, or nobody can be reached."""
-        if self._phase is not Phase.OPEN:
-            raise ClientDisconnected("the WebSocket is closed")
+        """Send one message, while it is open. Raises ClientDisconnected when nobody can be reached."""
         framed = self._frames.message(data)
         self._record.sent_messages += 1
         self._record.sent += size_of(data)
@@ -140,10 +138,8 @@ class WebSocketSession:
             self._end_without_handshake()
             raise
 
-    async def close(self, code: int, reason: str) -> None:
-        """Begin the closing handshake, which attend completes. Raises ClientDisconnected."""
-        if self._phase is not Phase.OPEN:
-            raise ClientDisconnected("the WebSocket is closed")
+    def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake, while it is open; attend completes it. Raises ClientDisconnected."""
         framed = self._frames.close(code, reason)
         try:
             self._channel.send_nowait(framed, self._server.config.timeout_write)

@@ -111,7 +111,7 @@ class WebSocketCall:
             elif kind == "websocket.close":
                 code, reason = _read_close(message)
                 self._has_closed = True
-                await self.session.close(code, reason)
+                self.session.close(code, reason)
             else:
                 raise MessageError(f"expected websocket.send or websocket.close, not {read(message, 'type', str)!r}")
         else:
@@ -159,10 +159,11 @@ class WebSocketCall:
             headers.append((b"sec-websocket-extensions", agreement.field))
         try:
             channel, left_over = await self._exchange.switch_protocols(headers)
-        finally:
-            # Unless the headers were wrong: the application may still do better.
+        except BaseException:
+            # If it was the headers that were wrong, the application may still do better.
             if self._exchange.status is not None:
                 self._decide(Handshake.FAILED)
+            raise
         self._decide(Handshake.ACCEPTED)
         channel.write_in(self._nursery)
         request = self._exchange.request
@@ -249,7 +250,7 @@ class WebSocketCall:
             if not fine:
                 self.session.outcome = Outcome.ERROR
             with contextlib.suppress(ClientDisconnected):
-                await self.session.close(NORMAL if fine else INTERNAL_ERROR, "")
+                self.session.close(NORMAL if fine else INTERNAL_ERROR, "")
         await self.session.wait_closed()
 
     async def _finish_handshake(self, fine: bool) -> None:
