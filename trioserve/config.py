@@ -165,7 +165,7 @@ class Config:
     timeout_request_body: float = option(30, Group.CLOCKS, "Wait for more of a body.", above=0)
     timeout_write: float = option(30, Group.CLOCKS, "Wait for a client to take more of a response.", above=0)
     timeout_request: float | None = option(
-        None, Group.CLOCKS, "From the head to the end of the response; then 504.", above=0
+        None, Group.CLOCKS, "From the head to the end of the response; then 504. Not for WebSockets.", above=0
     )
     timeout_disconnect_grace: float | None = option(
         3, Group.CLOCKS, "Handlers are cancelled this long after their client left; none = never.", minimum=0
@@ -185,7 +185,7 @@ class Config:
         "info", Group.LOGS, "Least level that is logged."
     )
     log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
-    access_log: bool = option(True, Group.LOGS, "One line per finished exchange.")
+    access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
 
     def __post_init__(self) -> None:

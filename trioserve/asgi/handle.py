@@ -125,14 +125,17 @@ def _sort(raised: BaseException) -> tuple[BaseException | None, BaseException | 
 
 
 def _is_disconnect(error: BaseException, *, has_left: bool) -> bool:
-    """Whether the application merely let our own "nobody is there" through, alone or in groups."""
+    """Whether the application merely let "nobody is there" through, alone or in groups.
+
+    Not if its own client is there: then it sent to another's, as broadcasts do, and let that end this call.
+    """
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect(one, has_left=has_left) for one in error.exceptions)
     # Starlette and Litestar raise their own: ClientDisconnect for the OSError of a send and for the http.disconnect of
     # a broken upload, WebSocketDisconnect for what says so on a WebSocket. There is nothing to tell them by but their
     # names. All else that is raised on the way out is an error.
     foreign = ("ClientDisconnect", "WebSocketDisconnect")
-    return isinstance(error, ClientDisconnected) or (has_left and type(error).__name__ in foreign)
+    return has_left and (isinstance(error, ClientDisconnected) or type(error).__name__ in foreign)
 
 
 def _report(server: ServerContext, exchange: Exchange, message: str, error: BaseException) -> None:

@@ -41,6 +41,5 @@ def _wrong_version(versions: list[bytes]) -> ProtocolError:
     if len(versions) != 1:
         text = f"Sec-WebSocket-Version must be there once, with 13; it is there {len(versions)} times."
         return ProtocolError(400, text, ours)
-    # RFC 9110 §15.5.22: a 426 MUST name what to upgrade to, and §7.8 wants it named in Connection.
-    switch = ((b"upgrade", b"websocket"), (b"connection", b"Upgrade"))
-    return ProtocolError(426, f"Sec-WebSocket-Version must be 13, not {versions[0].decode('latin-1')}.", ours, *switch)
+    came = versions[0][:20].decode("latin-1")
+    return ProtocolError(426, f"Sec-WebSocket-Version must be 13, not {came!a}.", ours)

@@ -113,6 +113,9 @@ class WebSocketSession:
                 self._is_reading = True
                 try:
                     came = await self._channel.receive(inf)
+                except BaseException:
+                    self._bell.ring()  # what came in this moment was left to this task
+                    raise
                 finally:
                     self._is_reading = False
                     if self._turn:
@@ -166,15 +169,17 @@ class WebSocketSession:
         """Take what was read apart into messages, until enough of them wait for the application."""
         for _ in range(FRAMES_AT_ONCE):
             if self._is_full():
-                self._has_more = self._has_stopped = True
-                self._heartbeat.stop(trio.current_time())
+                self._has_more = True
+                if len(self._pongs) < FRAMES_AT_ONCE:  # else it is the client that takes nothing
+                    self._has_stopped = True
+                    self._heartbeat.stop(trio.current_time())
                 return
             event, self._held = self._held or self._frames.next_event(), None
             if event is None:
                 self._has_more = False
                 break
             if isinstance(event, Control):
-                if event.kind is Kind.FAILURE and self._inbox:
+                if event.kind is Kind.FAILURE and self._inbox and self._phase is Phase.OPEN:
                     # What came before it is answered before we say that nothing more is understood.
                     self._held = event
                 else:
@@ -257,7 +262,6 @@ class WebSocketSession:
             self.outcome = Outcome.SHUTDOWN
             self.closed_with = self._last_word = (SERVICE_RESTART, "the server is shutting down")
             self._begin_closing()
-            self._sending.cancel()
             self._let_others_look()
 
     # Clocks
@@ -333,7 +337,9 @@ class WebSocketSession:
                 framed = b"".join(map(self._frames.pong, pongs))
                 await self._channel.send(framed, self._server.config.timeout_write)
         if self._channel.has_left and self._phase is Phase.OPEN:
-            self._client_left()  # whatever of what it sent is still to be read
+            # Whatever of what it sent is still to be read; a close frame may be among it.
+            self.outcome = Outcome.CLIENT_LEFT
+            self._client_left()
 
     def _read_nowait(self) -> None:
         data = self._channel.receive_nowait()
@@ -368,6 +374,7 @@ class WebSocketSession:
             self.closed_with = self._last_word = (SERVICE_RESTART, "")
             self.outcome = Outcome.SHUTDOWN
             self._begin_closing()
+            self._let_others_look()
         if self._phase is Phase.CLOSING:
             # From the beginning of the close: one that was said long ago has had its time.
             deadline = self._close_deadline - CLOSE_PATIENCE + GOODBYE_PATIENCE

@@ -61,7 +61,7 @@ class WebSocketCall:
         self._server = server
         self._offer = offer
         self.state = Handshake.CONNECTING
-        self._is_late = False  # the application did not decide in time, and was cancelled
+        self._has_refused: trio.Event | None = None  # set once the server's own answer is out
         self.scope = trio.CancelScope()
         """What is cancelled to stop the application."""
         self.session: WebSocketSession | None = None
@@ -133,36 +133,37 @@ class WebSocketCall:
             self._decide(Handshake.DENIED)
             await self._exchange.send_response(Response(403, [(b"content-length", b"0")]))
             await self._exchange.send_body(b"", more=False)
-        elif kind in _DENIAL:
+        elif kind == "websocket.http.response.start":
             denial = HTTPCall(self._exchange)
-            await denial.send({**message, "type": _DENIAL[kind]})
+            await denial.send({**message, "type": _DENIAL[kind], "trailers": False})
             self._denial = denial
-            self._decide(Handshake.DENIED)
+            self._decide(Handshake.DENIED, self._deadline)
         else:
             expected = "websocket.accept, websocket.close or websocket.http.response.start"
             raise MessageError(f"expected {expected}, not {kind!r}")
 
-    def _decide(self, state: Handshake) -> None:
+    def _decide(self, state: Handshake, deadline: float = inf) -> None:
         self.state = state
-        self._deadline = inf
-        self._timer.set(inf)
+        self._deadline = deadline
+        self._timer.set(deadline)
 
     async def _accept(self, message: Message) -> None:
         headers = self._read_accept(message)
         if self._server.drain.kind is not None:
-            await self._refuse_at_shutdown()
+            await self._refuse(503, SHUTTING_DOWN)
         if self._exchange.has_left:
             raise ClientDisconnected("the client has left before its WebSocket was accepted")
         config = self._server.config
         agreement = negotiate(self._offer.extensions) if config.ws_per_message_deflate else None
         if agreement is not None:
             headers.append((b"sec-websocket-extensions", agreement.field))
+        deadline = self._deadline
+        self._decide(Handshake.FAILED)  # until it has succeeded; nobody else may answer meanwhile
         try:
             channel, left_over = await self._exchange.switch_protocols(headers)
-        except BaseException:
-            # If it was the headers that were wrong, the application may still do better.
-            if self._exchange.status is not None:
-                self._decide(Handshake.FAILED)
+        except MessageError:
+            # The application may still do better.
+            self._decide(Handshake.CONNECTING, deadline)
             raise
         self._decide(Handshake.ACCEPTED)
         channel.write_in(self._nursery)
@@ -205,27 +206,36 @@ class WebSocketCall:
         drain.register(tell_drain)
         try:
             while self.session is None:
-                if self.state is Handshake.CONNECTING:
-                    await self._look_after_handshake()
+                await self._look_after_handshake()
                 await self._bell.wait()
             await self.session.attend()
             await trio.sleep_forever()  # the application may still run, and be cancelled when its grace is over
+        except trio.Cancelled:
+            if self.state is Handshake.CONNECTING and not self._exchange.has_left:
+                await self._refuse(503, SHUTTING_DOWN)
+            raise
         finally:
             drain.unregister(tell_drain)
             self._timer.close()
             self._grace.close()
 
     async def _look_after_handshake(self) -> None:
-        if self._server.drain.kind is not None:
-            await self._refuse_at_shutdown()
-        elif self._deadline <= trio.current_time():
-            self._decide(Handshake.FAILED)
-            self._is_late = True
+        is_open = self.state is Handshake.CONNECTING
+        if is_open and self._server.drain.kind is not None:
+            await self._refuse(503, SHUTTING_DOWN)
+        # A denial of which nothing has been sent has its time, too.
+        elif (is_open or self._exchange.status is None) and self._deadline <= trio.current_time():
+            await self._refuse(504, "The application took too long.", closes=False)
             self.scope.cancel()
 
-    async def _refuse_at_shutdown(self) -> None:
+    async def _refuse(self, status: int, reason: str, *, closes: bool = True) -> None:
+        """Answer in the place of an application that may still be running."""
         self._decide(Handshake.FAILED)
-        await self._exchange.refuse(503, SHUTTING_DOWN)
+        self._has_refused = trio.Event()
+        try:
+            await self._exchange.refuse(status, reason, closes=closes)
+        finally:
+            self._has_refused.set()
 
     @property
     def is_undecided(self) -> bool:
@@ -236,7 +246,9 @@ class WebSocketCall:
     @property
     def has_left(self) -> bool:
         """The WebSocket has ended, or will never begin, and the application can know it."""
-        return self._exchange.has_left if self.session is None else not self.session.is_open
+        if self.session is not None:
+            return not self.session.is_open
+        return self._exchange.has_left or self.state is Handshake.FAILED
 
     async def finish(self, *, fine: bool) -> None:
         """The application has ended: say what is still to be said, and wait until the client has heard it.
@@ -254,10 +266,11 @@ class WebSocketCall:
         await self.session.wait_closed()
 
     async def _finish_handshake(self, fine: bool) -> None:
+        if self._has_refused is not None:
+            await self._has_refused.wait()
         exchange = self._exchange
-        if self._is_late:
-            await exchange.refuse(504, "The application took too long.", closes=False)
-        elif not fine and exchange.status is None:
+        # A client that has only closed its half still gets its 500, unless the application gave up on it.
+        if exchange.status is None and not (fine and exchange.has_left):
             self._decide(Handshake.FAILED)
             with contextlib.suppress(ClientDisconnected):
                 await send_plain(exchange, 500, SERVER_ERROR)

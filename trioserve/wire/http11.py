@@ -17,7 +17,7 @@ from ..logs import Outcome, server_log
 from ..transport import Transport, Wake
 from .codec import Codec, Head
 from .http11_exchange import HTTP11Exchange
-from .upgrade import check_upgrade, wants_websocket
+from .upgrade import UPGRADE_FIELDS, check_upgrade, wants_websocket
 
 # Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it
 # costs less than the client's next TLS handshake.
@@ -26,6 +26,9 @@ DISCARD_PATIENCE = 1.0
 
 # A stop closes idle connections at once; a head that has begun may still come to its end and be answered.
 HEAD_PATIENCE_AT_STOP = 1.0
+
+
+UPGRADE_REQUIRED = 426
 
 
 class HTTP11Connection:
@@ -162,7 +165,7 @@ class HTTP11Connection:
         self._served += 1
         if self._served == config.limit_requests_per_connection:
             exchange.must_close = True
-        if config.timeout_request is not None:
+        if config.timeout_request is not None and request.protocol is None:
             self._request_deadline = exchange.started + config.timeout_request
             self._set_timer()
         if self._transport.has_left:
@@ -190,7 +193,8 @@ class HTTP11Connection:
         except ProtocolError as error:
             server_log.info("refused a WebSocket from %s: %s", self._endpoint.client_name, error.reason)
             # The connection may go on, in HTTP.
-            await exchange.refuse(error.status, error.reason, *error.fields, closes=False)
+            fields = (*error.fields, *UPGRADE_FIELDS) if error.status == UPGRADE_REQUIRED else error.fields
+            await exchange.refuse(error.status, error.reason, *fields, closes=False)
             return True
 
     def _finish_exchange(self, exchange: HTTP11Exchange) -> None:
@@ -207,7 +211,7 @@ class HTTP11Connection:
     def _exchange_ended(self) -> None:
         """Once the response is complete nothing is cancelled for the client's sake: background tasks may run on."""
         exchange = self._exchange
-        if exchange is not None and exchange.is_refused:
+        if exchange is not None and exchange.is_refused and exchange.must_close:
             # The handler runs on without anyone to answer: as if its client had left.
             self._client_left()
             return

@@ -14,6 +14,9 @@ from ..types import Headers
 from .codec import Head
 
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
+# What a 101 says, and a 426, too: RFC 9110 §15.5.22 and §7.8.
+UPGRADE_FIELDS = ((b"upgrade", b"websocket"), (b"connection", b"Upgrade"))
+
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
 
@@ -55,4 +58,4 @@ def upgrade_fields(request_headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return what makes a 101 of a response to a request that check_upgrade has let through."""
     key = next(value for name, value in request_headers if name == b"sec-websocket-key")
     accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
-    return [(b"upgrade", b"websocket"), (b"connection", b"Upgrade"), (b"sec-websocket-accept", accept)]
+    return [*UPGRADE_FIELDS, (b"sec-websocket-accept", accept)]
