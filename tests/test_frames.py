@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +15,17 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from trioserve.asgi.deflate import Agreement, BoundedDeflate
-from trioserve.asgi.frames import ABNORMAL, NO_STATUS, NORMAL, TOO_BIG, Control, Frames, Kind, size_of
+from trioserve.asgi.frames import (
+    ABNORMAL,
+    NO_STATUS,
+    NORMAL,
+    PIECES_JOINED,
+    TOO_BIG,
+    Control,
+    Frames,
+    Kind,
+    size_of,
+)
 
 from .websocket_client import deflated, frame
 
@@ -465,3 +479,123 @@ def test_messages_are_read_however_they_are_cut(
     came = read(make_frames(), *cut(data, places))
     assert [each for each in came if not isinstance(each, Control)] == expected
     assert [each for each in came if isinstance(each, Control)] == pings
+
+
+LARGE = 70_000
+
+
+def samples() -> list[tuple[bytes, str | bytes | Control]]:
+    """Frames of every form of length, and what is read of them."""
+    messages: list[str | bytes] = [b"x" * size for size in (0, 1, 125, 126, 65535, 65536)]
+    messages += ["", "x", "ä" * 62, "ä" * 63, "🎉" * 16384]
+    whole: list[tuple[bytes, str | bytes | Control]] = [
+        (frame(TEXT, each.encode()) if isinstance(each, str) else frame(BINARY, each), each) for each in messages
+    ]
+    whole += [(frame(PING, b"x" * size), Control(Kind.PING, b"x" * size)) for size in (0, 125)]
+    whole += [(frame(PONG, b"x" * size), Control(Kind.PONG, b"x" * size)) for size in (0, 125)]
+    return whole
+
+
+SAMPLES = samples()
+FRAGMENTED = (frame(TEXT, b"x", fin=False) + frame(CONTINUATION, b"y"), "xy")
+PINGED = (frame(TEXT, b"", fin=False) + frame(PING, b"") + frame(CONTINUATION, b"x" * 200), "x" * 200)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    st.lists(st.tuples(st.sampled_from([*SAMPLES, FRAGMENTED, PINGED]), st.booleans()), max_size=8),
+    PLACES,
+    st.booleans(),
+)
+def test_everything_is_found_wherever_packets_end(
+    pieces: list[tuple[tuple[bytes, str | bytes | Control], bool]], places: list[int], is_left_over: bool
+) -> None:
+    """Messages of all sizes and control frames are read as soon as they are whole, be they many in a packet, one or a
+    part of one, and the first of it with the handshake or not.
+    """
+    data = b"".join(sent for (sent, _), _ in pieces)
+    ends = list(itertools.accumulate(len(sent) for (sent, _), _ in pieces))
+    aligned = [end for end, (_, is_cut) in zip(ends, pieces, strict=True) if is_cut]
+    first, *packets = cut(data, [*places, *aligned])
+    frames = Frames([], first if is_left_over else b"", LARGE)
+    came = read(frames, b"", *packets) if is_left_over else read(frames, first, *packets)
+    messages = [each for (_, each), _ in pieces]
+    assert [each for each in came if each != Control(Kind.PING)] == [m for m in messages if m != Control(Kind.PING)]
+    pings = messages.count(Control(Kind.PING)) + sum(sent == PINGED[0] for (sent, _), _ in pieces)
+    assert came.count(Control(Kind.PING)) == pings
+
+
+@contextmanager
+def calls_into_wsproto() -> Iterator[list[str]]:
+    """The functions of wsproto that are called meanwhile."""
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and "wsproto" in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+MESSAGE_FRAME = frame(BINARY, b"x" * 16)
+ALIGNED = {
+    "the first": [],
+    "after another": [MESSAGE_FRAME],
+    "after a ping": [frame(PING, b"x" * 125)],
+    "after a pong": [frame(PONG, b"")],
+    "behind two in its packet": [frame(TEXT, b"x") + MESSAGE_FRAME[:3], MESSAGE_FRAME[3:]],
+    "behind a large one in packets": cut(frame(TEXT, "ä".encode() * 35_000), [100, 200, 65536]),
+    "after one that was cut in its header": [MESSAGE_FRAME[:1], MESSAGE_FRAME[1:]],
+}
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize("is_left_over", [True, False])
+def test_nothing_is_looked_for_behind_the_last_message(name: str, is_left_over: bool) -> None:
+    """A message that ends with its packet is known to be the last: wsproto, which is slow, is not asked for more."""
+    before = b"".join(ALIGNED[name])
+    frames = Frames([], before if is_left_over else b"", LARGE)
+    read(frames, b"", *([] if is_left_over else ALIGNED[name]))
+    frames.feed(MESSAGE_FRAME)
+    with calls_into_wsproto() as calls:
+        assert frames.next_event() == b"x" * 16
+    assert calls
+    with calls_into_wsproto() as calls:
+        assert frames.next_event() is None
+    assert calls == []
+
+
+@pytest.mark.parametrize("kind", [TEXT, BINARY])
+def test_a_message_of_very_many_pieces(kind: int) -> None:
+    """A message that comes a byte at a time is put together again, however many bytes those are."""
+    whole = bytes(65 + number % 26 for number in range(2 * PIECES_JOINED + 10))
+    frames = Frames([], b"", len(whole))
+    pieces = [frame(kind if not number else 0, whole[number : number + 1], fin=False) for number in range(len(whole))]
+    assert read(frames, *pieces, frame(0, b"")) == [whole.decode() if kind == TEXT else whole]
+
+
+@pytest.mark.parametrize("deflates", [True, False])
+def test_messages_that_nobody_wants(deflates: bool) -> None:
+    """After discard_messages only control frames come, in the middle of a message, too, and of deflated ones."""
+    frames = make_frames(deflates=deflates)
+    payload = deflated(b"Hello") if deflates else b"Hello"
+    rsv = 4 if deflates else 0
+    assert read(frames, frame(TEXT, payload[:3], rsv=rsv, fin=False)) == []
+    frames.discard_messages()
+    rest = frame(0, payload[3:]) + frame(TEXT, payload, rsv=rsv) + frame(9, b"ping") + frame(BINARY, b"x" * (MAX + 1))
+    assert read(frames, rest, closing(1000)) == [Control(Kind.PING, b"ping"), Control(Kind.CLOSE, code=1000)]
+
+
+@pytest.mark.parametrize("deflates", [True, False])
+def test_nothing_comes_after_the_release(deflates: bool) -> None:
+    """After release nothing is kept and nothing more is read."""
+    frames = make_frames(deflates=deflates)
+    frames.message("x")
+    frames.feed(frame(TEXT, b"Hello") + frame(TEXT, b"Hel", fin=False))
+    frames.release()
+    assert read(frames, frame(TEXT, b"Hello")) == []

@@ -143,8 +143,11 @@ def test_the_clock_stands_still_while_reading_has_stopped() -> None:
     heartbeat = make_heartbeat()
     ping(heartbeat)
     heartbeat.stop(START + 22)
-    heartbeat.stop(START + 50)
-    assert heartbeat.deadline == inf
+    heartbeat.stop(START + 30)
+    # The same ping again: a client that has vanished behind a closed window answers with a reset.
+    assert heartbeat.deadline == START + 42
+    assert heartbeat.beat(START + 42, in_frame=False) == b"\x00\x00\x00\x01"
+    assert heartbeat.deadline == START + 62
     heartbeat.go_on(START + 100)
     assert heartbeat.deadline == START + 103
     heartbeat.go_on(START + 101)

@@ -213,6 +213,26 @@ async def test_a_flood_of_pings(kind):
             assert await client.next_event() == Pong(payload=bytearray(number.to_bytes(125, "big")))
 
 
+@pytest.mark.parametrize("kind", ["lockstep", "socket", "tls"])
+async def test_a_flood_of_pings_while_the_application_receives(kind):
+    """The same while the application receives all the time: its task takes no more pings than can be answered."""
+    pings = frame(PING, b"x" * 125) * 100
+    async with (
+        server_on(kind, accepting(echo), narrow=True) as server,
+        websocket(server) as client,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def flood() -> None:
+            for _ in range(200):
+                await client.raw(pings)
+
+        with peak_below(MIB):
+            nursery.start_soon(flood)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+
+
 # Back-pressure
 
 
@@ -448,6 +468,18 @@ async def test_a_client_that_goes_on_sending_reads_why_it_failed(kind):
         assert (await client.receive_close(answers=False))[0] == 1009
 
 
+@pytest.mark.parametrize("kind", ["socket", "tls"])
+async def test_a_client_that_sends_on_after_it_failed_is_not_reset(kind):
+    """After a failure, also where nothing behind it has come yet, the client may go on sending and still reads why."""
+    async with server_on(kind, Stage()) as server, websocket(server) as client:
+        await client.raw(frame(3, b""))
+        for _ in range(10):
+            # Time for a reset to come.
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await client.raw(bytes(1000))
+        assert (await client.receive_close(answers=False))[0] == 1002
+
+
 # permessage-deflate
 
 
@@ -565,6 +597,25 @@ async def test_several_tasks_receive():
     assert sorted(int(message) for one in heard for message in one[:-1]) == list(range(20))
 
 
+async def test_messages_in_one_packet_for_two_tasks():
+    """Of two messages in one packet each of two tasks that wait gets one, though the first does not ask again."""
+    heard: list[str | bytes | tuple[int, str]] = []
+    stage = Stage()
+    async with server_on("memory", stage) as server, websocket(server) as client:
+        side = await stage.next()
+
+        async def listen() -> None:
+            heard.append(await side.hear())
+
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                nursery.start_soon(listen)
+                await trio.testing.wait_all_tasks_blocked()
+                await client.raw(frame(TEXT, b"1") + frame(TEXT, b"2"))
+        assert sorted(heard) == ["1", "2"]
+
+
 @pytest.mark.parametrize("end", ["close", "vanish"])
 async def test_a_task_that_takes_over_the_waiting(end):
     """When the task that waits for messages is cancelled another one that waits gets what comes."""
@@ -645,3 +696,27 @@ async def test_a_cancelled_receive_loses_nothing(kind):
         await client.close()
         heard += await side.hear_all()
     assert heard == [*map(str, range(50)), (1000, "")]
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_what_comes_as_a_receive_is_cancelled_is_answered(autojump_clock, steps):
+    """A ping that comes in the moment in which receive() is cancelled has its pong, though nobody receives again."""
+    stage = Stage()
+
+    async def listen(side: Side, scope: trio.CancelScope) -> None:
+        with scope:
+            await side.hear()
+
+    async with server_on("memory", stage, ws_ping_interval=None) as server, websocket(server) as client:
+        side = await stage.next()
+        for number in range(20):  # because Trio runs tasks in any order
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+                nursery.start_soon(listen, side, scope)
+                await trio.testing.wait_all_tasks_blocked()
+                await client.send(Ping(payload=b"%d" % number))
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+            with trio.fail_after(1):
+                assert await client.next_event() == Pong(payload=bytearray(b"%d" % number))

@@ -18,7 +18,7 @@ from .websocket_servers import Stage, Stopwatch, accepting, echo, server_on
 
 pytestmark = pytest.mark.timeout(20)
 
-CONTINUATION, TEXT, BINARY = 0, 1, 2
+CONTINUATION, TEXT, BINARY, PING = 0, 1, 2, 9
 
 NO_PONG = (1011, "no pong came in time")
 
@@ -192,13 +192,19 @@ async def _fill(server: RunningServer, client: WebSocketClient) -> None:
 
 
 async def test_the_pong_clock_stands_still_while_reading_has_stopped(autojump_clock):
-    """A pong behind messages that the application does not take cannot be seen, and is not missed."""
+    """A pong behind messages that the application does not take cannot be seen, and is not missed. The same ping goes
+    out every ws_ping_interval meanwhile.
+    """
     stage = Stage()
     async with server_on("memory", stage, ws_max_queue=1) as server, websocket(server) as client:
         side = await stage.next()
         await _fill(server, client)
-        await client.send((await next_ping(client)).response())
-        await trio.sleep(1000)
+        ping = await next_ping(client)
+        await client.send(ping.response())
+        watch = Stopwatch()
+        for seconds in (20, 40, 60):
+            assert await next_ping(client) == ping
+            assert watch.seconds == seconds
         watch = Stopwatch()
         assert [await side.hear() for _ in range(3)] == ["1", "2", "3"]
         await client.send((await next_ping(client)).response())
@@ -265,5 +271,28 @@ async def test_a_client_that_takes_nothing(autojump_clock):
 
         nursery.start_soon(say_much)
         assert await side.hear() == NO_PONG
+        assert watch.seconds == 10
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_does_not_take_its_pongs(autojump_clock):
+    """A client that floods us with pings and reads nothing has not stopped us from reading: 1011 to the second."""
+    stage = Stage()
+    async with (
+        server_on("lockstep", stage, ws_ping_interval=5, ws_ping_timeout=5, timeout_write=300) as server,
+        websocket(server) as client,
+        trio.open_nursery() as nursery,
+    ):
+        watch = Stopwatch()
+        side = await stage.next()
+
+        async def flood() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await client.raw(frame(PING, b"x" * 125) * 10)
+
+        nursery.start_soon(flood)
+        with trio.fail_after(100):
+            assert await side.hear() == NO_PONG
         assert watch.seconds == 10
         nursery.cancel_scope.cancel()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import struct
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import trio
 import trio.testing
-from wsproto.events import CloseConnection, Ping
+from wsproto.events import CloseConnection, Ping, Pong
 
 from trioserve import ClientDisconnected
+from trioserve.asgi.session import WebSocketSession
 from trioserve.logs import Outcome
 
 from .websocket_client import WebSocketClient, frame, websocket
@@ -63,6 +68,64 @@ async def test_nonsense_instead_of_an_answer():
         assert await side.hear() == (1006, "")
         assert await client.receive_close(answers=False) == (4000, "done")
         await client.wait_eof()
+
+
+class FewSteps(trio.abc.Instrument):
+    """Cancels a scope after 3,000 steps of any task: the clock of a test stands still while one spins."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope, self._left = scope, 3000
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._scope.cancel()
+
+
+@contextmanager
+def few_steps() -> Iterator[None]:
+    """The block needs few steps of all tasks together: nobody spins."""
+    with trio.CancelScope() as scope:
+        instrument = FewSteps(scope)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            yield
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    assert not scope.cancelled_caught, "somebody spins"
+
+
+@pytest.mark.parametrize("begins", ["the application", "the shutdown"])
+async def test_a_failure_behind_a_message_is_no_answer_either(autojump_clock, begins):
+    """What is no frame ends the wait for the client's answer at once, also behind a message that nobody has taken,
+    whether it has come before the close or after it.
+    """
+    with few_steps():
+        await fail_while_closing(begins)
+
+
+async def fail_while_closing(begins: str) -> None:
+    stage = Stage()
+    async with server_on("memory", stage) as server, websocket(server) as client:
+        watch = Stopwatch()
+        side = await stage.next()
+        if begins == "the application":
+            await client.raw(frame(TEXT, b"untaken") + frame(3, b""))
+            await trio.testing.wait_all_tasks_blocked()
+            side.end()
+        else:
+            await client.raw(frame(TEXT, b"untaken"))
+            await trio.testing.wait_all_tasks_blocked()
+            server.server.shutdown()
+            await trio.testing.wait_all_tasks_blocked()
+            await client.raw(frame(3, b""))
+        assert (await client.receive_close(answers=False))[0] == (1000 if begins == "the application" else 1012)
+        await client.wait_eof()
+        assert watch.seconds == 0
+        await client.aclose()
+        side.end()
+        await trio.sleep(1)
+        assert server.server.statistics().connections == 0
 
 
 @ON_EACH_KIND
@@ -188,6 +251,25 @@ async def test_a_reset(kind):
         assert await side.hear() == (1006, "")
 
 
+@pytest.mark.parametrize("half", [True, False])
+async def test_the_record_of_a_client_that_left_behind_a_full_queue(autojump_clock, half):
+    """A client that leaves while messages of it wait that nobody takes has left: its record says so, though its end
+    was never read.
+    """
+    stage = Stage()
+    async with server_on("memory", stage, ws_max_queue=1) as server, websocket(server) as client:
+        side = await stage.next()
+        for number in range(5):
+            await client.send_text(str(number))
+        if half:
+            leave_half(client)
+        else:
+            await client.aclose()
+        await side.has_returned.wait()
+        await trio.sleep(1)
+        assert [record.outcome for record in server.recorder.websockets] == [Outcome.CLIENT_LEFT]
+
+
 @pytest.mark.parametrize("kind", ["memory", "socket"])
 async def test_half_a_message_at_the_end(kind):
     """A frame that is cut off by the end of the stream is no message."""
@@ -305,7 +387,9 @@ async def test_an_application_that_closes_with_a_full_queue(kind):
 
 
 async def test_both_close_at_once(autojump_clock):
-    """Two close frames that cross are a whole closing handshake; the application's own code is in the record."""
+    """Two close frames that cross are a whole closing handshake; the application hears of the client's code, and its
+    own is in the record.
+    """
     stage = Stage()
     async with server_on("memory", stage) as server, websocket(server) as client:
         watch = Stopwatch()
@@ -315,6 +399,10 @@ async def test_both_close_at_once(autojump_clock):
         await client.wait_eof()
         assert watch.seconds == 0
         assert await side.hear() == (4002, "")
+        side.end()
+        await trio.testing.wait_all_tasks_blocked()
+        (record,) = server.recorder.websockets
+        assert (record.code, record.outcome) == (4001, Outcome.OK)
 
 
 @pytest.mark.parametrize("kind", ["memory", "lockstep"])
@@ -333,6 +421,45 @@ async def test_a_client_that_never_answers(autojump_clock, kind):
         await client.wait_eof()
         assert watch.seconds == 10
         assert server.server.statistics().connections == 0
+
+
+async def test_a_client_that_never_answers_is_reset(autojump_clock):
+    """A client that is given up sees a reset, which it cannot take for the end of its stream."""
+    autojump_clock.autojump_threshold = 0.01
+    stage = Stage()
+    async with server_on("socket", stage) as server, websocket(server) as client:
+        (await stage.next()).end()
+        assert await client.receive_close(answers=False) == (1000, "")
+        watch = Stopwatch()
+        with pytest.raises(trio.BrokenResourceError):
+            await client.stream.receive_some(100)
+        assert watch.seconds == 10
+
+
+async def test_a_client_that_does_not_take_its_pongs_is_cut(autojump_clock):
+    """An application that returns while pongs wait for a client that does not read: the client is cut after 10 s."""
+    stage = Stage()
+    async with (
+        server_on("lockstep", stage, timeout_write=300, ws_ping_interval=None) as server,
+        websocket(server) as client,
+        trio.open_nursery() as nursery,
+    ):
+        side = await stage.next()
+
+        async def flood() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await client.raw(frame(PING, b"x" * 125) * 10)
+
+        nursery.start_soon(flood)
+        await trio.testing.wait_all_tasks_blocked()
+        watch = Stopwatch()
+        side.end()
+        while server.server.statistics().connections:
+            await trio.sleep(0.5)
+        assert watch.seconds <= 11
+        (record,) = server.recorder.websockets
+        assert record.duration == 10
 
 
 async def test_a_client_that_goes_on_instead_of_answering(autojump_clock):
@@ -540,3 +667,28 @@ async def test_a_handler_that_ends_within_its_grace(autojump_clock):
         side.end()
         await side.has_returned.wait()
         assert not side.was_cancelled
+
+
+@ON_EACH_KIND
+async def test_nothing_of_it_waits_for_the_garbage_collector(kind):
+    """Once a WebSocket is closed and its application has ended, what it held is freed at once."""
+    stage = Stage()
+    gc.collect()
+    gc.disable()
+    try:
+        async with server_on(kind, stage) as server, websocket(server) as client:
+            side = await stage.next()
+            await client.send_text("never taken")
+            await client.send(Ping())
+            assert isinstance(await client.next_event(), Pong)
+            (session,) = [weakref.ref(one) for one in gc.get_objects() if type(one) is WebSocketSession]
+            await client.close()
+            await client.wait_eof()
+            side.end()
+            del side
+            with trio.fail_after(5):
+                while server.server.statistics().requests:
+                    await trio.lowlevel.checkpoint()
+            assert session() is None
+    finally:
+        gc.enable()

@@ -249,6 +249,26 @@ async def leaves_at_close(app: Application, stream: trio.abc.Stream) -> None:
     assert (await opened.receive_close(answers=False))[0] == 1011
 
 
+async def resets_at_close(app: Application, stream: trio.abc.Stream) -> None:
+    await leaves_at_close(app, stream)
+    make_reset(stream)
+
+
+async def half_closes_at_close(app: Application, stream: trio.abc.HalfCloseableStream) -> None:
+    await leaves_at_close(app, stream)
+    await stream.send_eof()
+
+
+async def sends_no_frame_at_close(app: Application, stream: trio.abc.Stream) -> None:
+    await leaves_at_close(app, stream)
+    await stream.send_all(b"\xff" * 20)
+
+
+async def leaves_unread(app: Application, stream: trio.abc.Stream) -> None:
+    await stream.send_all(handshake_bytes("/raises_once_open"))
+    await app.called.wait()
+
+
 async def closes_and_leaves(app: Application, stream: trio.abc.Stream) -> None:
     opened = await open_handshake(stream, handshake_bytes("/echoes"))
     await opened.send(CloseConnection(code=1000))
@@ -289,6 +309,10 @@ KINDS: dict[str, Visit] = {
     "the client leaves in a frame": leaves_in_a_frame,
     "the client leaves in a message": leaves_in_a_message,
     "the client sends no frame": sends_no_frame,
+    "the client resets at close": resets_at_close,
+    "the client half-closes at close": half_closes_at_close,
+    "the client sends no frame at close": sends_no_frame_at_close,
+    "the client leaves all unread": leaves_unread,
     "the client closes and leaves": closes_and_leaves,
 }
 
@@ -317,6 +341,14 @@ async def test_a_failure_leaves_nothing(serve_on, name):
                 assert await opened.receive() == "x"
                 assert await opened.close() == (1000, "")
                 await opened.aclose()
+
+
+async def test_a_late_application_leaves_nothing(serve_on):
+    """The same where the application did not decide in time."""
+    app = Application()
+    with trio.fail_after(5):
+        async with serve_on(websocket_app(app), timeout_ws_handshake=0.05) as server, comes_back(server):
+            await visit_once(server, app, gets(504, handshake_bytes("/waits")))
 
 
 async def test_accept_after_the_client_left_raises_an_oserror(serve_on):
@@ -829,8 +861,63 @@ class CancelAtStep(trio.abc.Instrument):
             self.scope.cancel()
 
 
-async def converse(stream: trio.abc.Stream) -> bytes:
-    """A client's whole session, message, ping and close, as far as it comes; returns all that it was told."""
+@dataclass
+class Life:
+    """A whole session: what the application does in it, what the client sends in answer to what it is told."""
+
+    lead: Callable[[Receive, Send], Awaitable[None]]
+    request: bytes
+    answers: list[tuple[bytes, bytes]]
+    """Once the first has come the second is sent."""
+    received: tuple[bytes, ...]
+    """Frames or body, if it is not cancelled: one of these."""
+
+
+async def echo_all(receive: Receive, send: Send) -> None:
+    await receive()
+    await send(ACCEPT)
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
+    assert message["code"] == 1000
+
+
+async def close_first(receive: Receive, send: Send) -> None:
+    await send(ACCEPT)
+    await send({"type": "websocket.send", "text": "hello"})
+    await send(CLOSE)
+    assert (await receive())["type"] == "websocket.connect"
+    assert (await receive())["type"] == "websocket.disconnect"
+
+
+async def deny(receive: Receive, send: Send) -> None:
+    await Application().responds(receive, send)
+
+
+NORMAL_CLOSE = frame(8, (1000).to_bytes(2, "big"))
+LIVES = {
+    "the client closes": Life(
+        echo_all,
+        handshake_bytes(),
+        [(b"\r\n\r\n", frame(1, b"hello") + frame(9, b"ping")), (b"hello", b""), (b"ping", NORMAL_CLOSE)],
+        (b"\x81\x05hello\x8a\x04ping\x88\x02\x03\xe8", b"\x8a\x04ping\x81\x05hello\x88\x02\x03\xe8"),
+    ),
+    "the application closes": Life(
+        close_first,
+        handshake_bytes(),
+        [(b"\x88\x02\x03\xe8", NORMAL_CLOSE)],
+        (b"\x81\x05hello\x88\x02\x03\xe8",),
+    ),
+    "the application denies": Life(
+        deny,
+        handshake_bytes("/", (b"connection", b"Upgrade, close")),
+        [],
+        (b"4\r\nnot \r\n3\r\nyou\r\n0\r\n\r\n",),
+    ),
+}
+
+
+async def converse(life: Life, stream: trio.abc.Stream) -> bytes:
+    """The client's side of the session, as far as it comes; returns all that it was told."""
     received = b""
 
     async def read_until(expected: bytes) -> None:
@@ -839,28 +926,25 @@ async def converse(stream: trio.abc.Stream) -> bytes:
             received += data
 
     with contextlib.suppress(trio.BrokenResourceError):
-        await stream.send_all(handshake_bytes())
-        await read_until(b"\r\n\r\n")
-        await stream.send_all(frame(1, b"hello") + frame(9, b"ping"))
-        await read_until(b"hello")
-        await read_until(b"ping")
-        await stream.send_all(frame(8, (1000).to_bytes(2, "big")))
+        await stream.send_all(life.request)
+        for told, answer in life.answers:
+            await read_until(told)
+            await stream.send_all(answer)
         await read_until(b"never said, so up to the end")
     return received
 
 
-async def live_once(step: int, pair: Callable[[], Awaitable[tuple[trio.abc.Stream, trio.abc.Stream]]]) -> bool:
+async def live_once(
+    life: Life, step: int, pair: Callable[[], Awaitable[tuple[trio.abc.Stream, trio.abc.Stream]]]
+) -> bool:
     """Serve one WebSocket, cancelled before this step. Whether it was reached before the end of the session."""
     events = []
 
     async def handler(scope, receive, send):
         events.append("begun")
         try:
-            await receive()
-            await send(ACCEPT)
-            while (message := await receive())["type"] == "websocket.receive":
-                await send({**message, "type": "websocket.send"})
-            events.append(message["code"])
+            await life.lead(receive, send)
+            events.append("fine")
         finally:
             with trio.CancelScope(shield=True):
                 await trio.lowlevel.checkpoint()
@@ -878,7 +962,7 @@ async def live_once(step: int, pair: Callable[[], Awaitable[tuple[trio.abc.Strea
     async with trio.open_nursery(strict_exception_groups=True) as nursery:
         trio.lowlevel.add_instrument(instrument)
         nursery.start_soon(serve, near)
-        received = await converse(far)
+        received = await converse(life, far)
     trio.lowlevel.remove_instrument(instrument)
     await trio.aclose_forcefully(far)
     assert trio.lowlevel.current_statistics().tasks_living == tasks
@@ -887,15 +971,15 @@ async def live_once(step: int, pair: Callable[[], Awaitable[tuple[trio.abc.Strea
     assert events.count("begun") == events.count("ended") <= 1
     assert received.count(b"HTTP/1.1 ") <= 1
     if not reached:
-        assert events == ["begun", 1000, "ended"]
-        head, _, frames = received.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 101 ")
-        assert frames.startswith((b"\x81\x05hello\x8a\x04ping\x88", b"\x8a\x04ping\x81\x05hello\x88"))
+        assert events == ["begun", "fine", "ended"]
+        _, _, rest = received.partition(b"\r\n\r\n")
+        assert rest in life.received
     return reached
 
 
-async def test_cancel_at_every_step(autojump_clock):
-    """Whenever a session is cancelled, from its handshake to its close, its application ends, its client sees the end,
+@pytest.mark.parametrize("name", LIVES)
+async def test_cancel_at_every_step(autojump_clock, name):
+    """Whenever a session is cancelled, from its handshake to its end, its application ends, its client sees the end,
     and nothing is left."""
 
     async def pair():
@@ -903,21 +987,22 @@ async def test_cancel_at_every_step(autojump_clock):
 
     step = 1
     with trio.fail_after(1000), nothing_left():
-        while await live_once(step, pair):
+        while await live_once(LIVES[name], step, pair):
             step += 1
-    assert step > 30
+    assert step > 20
 
 
-async def test_cancel_at_every_step_with_sockets():
+@pytest.mark.parametrize("name", LIVES)
+async def test_cancel_at_every_step_with_sockets(name):
     """The same over TCP."""
     reached, step = True, 0
     with trio.fail_after(10), nothing_left():
         # Which steps there are depends a little on the kernel here.
         while reached and step < 200:
             step += 1
-            reached = await live_once(step, tcp_streams)
+            reached = await live_once(LIVES[name], step, tcp_streams)
     assert not reached
-    assert step > 20
+    assert step > 10
 
 
 # Again and again

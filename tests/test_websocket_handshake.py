@@ -29,6 +29,7 @@ from .websocket_client import (
     websocket,
     websocket_app,
 )
+from .websocket_servers import server_on
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -160,6 +161,20 @@ async def test_426_names_the_version_and_the_protocol(autojump_clock):
         assert answer.headers[b"connection"].lower() == b"upgrade"
         assert b"12" in answer.body
         await goes_on(client)
+
+
+async def test_a_wrong_version_is_repeated_with_care(autojump_clock, caplog):
+    """What the client calls its version is in the answer and in the log escaped, and cut."""
+    caplog.set_level("INFO", "trioserve")
+    version = (b"sec-websocket-version", b"\x9b31mred \x85" + b"8" * 3000)
+    async with memory(never_called) as server:
+        answer, _ = await refused(server, handshake_bytes("/", version))
+    assert answer.status == 426
+    (line,) = [one.getMessage() for one in caplog.records if "refused a WebSocket" in one.getMessage()]
+    for text in (answer.body.decode("ascii").rstrip("\n"), line):
+        assert "'\\x9b31mred \\x858888" in text
+        assert text.isprintable()
+        assert len(text) < 150
 
 
 async def test_a_400_for_no_version_names_the_version(autojump_clock):
@@ -808,6 +823,20 @@ async def test_a_response_of_the_application_s_own(serve_on):
             assert server.errors == []
 
 
+async def test_a_response_of_its_own_has_no_trailers(autojump_clock):
+    """The extension knows no trailers: a response that announces some is complete without them, and no error."""
+
+    async def handler(scope, receive, send):
+        await send({**DENIAL, "trailers": True})
+        await send(DENIAL_BODY)
+
+    async with memory(handler) as server:
+        answer, client = await refused(server)
+        assert (answer.status, answer.body, answer.trailers) == (401, b"denied", {})
+        await goes_on(client)
+        assert server.errors == []
+
+
 async def test_a_response_of_its_own_in_pieces(autojump_clock):
     """That response may be streamed: pieces arrive as they are sent, and the handshake's clock no longer runs."""
 
@@ -1171,6 +1200,37 @@ async def test_a_disconnect_that_is_let_through_is_no_error(autojump_clock, kind
         assert server.server.statistics().requests == 0
 
 
+@pytest.mark.parametrize("opens", [True, False], ids=["open", "connecting"])
+async def test_another_client_s_disconnect_is_an_error(autojump_clock, opens):
+    """An application that sends to another client, which has left, and lets the error through fails its own: 1011 or
+    500, and the error is logged.
+    """
+    sends = []
+
+    async def handler(scope, receive, send):
+        if scope["path"] == "/gone":
+            await send(ACCEPT_MESSAGE)
+            sends.append(send)
+            return
+        if opens:
+            await send(ACCEPT_MESSAGE)
+        await sends[0]({"type": "websocket.send", "text": "somebody joins"})
+
+    async with memory(handler) as server:
+        async with websocket(server, "/gone") as gone:
+            await gone.receive_close()
+            await gone.wait_eof()
+        if opens:
+            async with websocket(server) as opened:
+                assert await opened.receive_close() == (1011, "")
+        else:
+            answer, client = await refused(server)
+            assert answer.status == 500
+            await goes_on(client)
+        (error,) = server.errors
+        assert isinstance(error, ClientDisconnected)
+
+
 async def test_an_error_beside_a_disconnect_is_an_error(autojump_clock):
     """A group of a disconnect and something else is an error of the application."""
 
@@ -1228,6 +1288,20 @@ async def test_an_undecided_handshake_is_a_504(autojump_clock):
         await goes_on(client)
         assert ends == [7]
         assert [(one.status, one.outcome) for one in server.records] == [(504, Outcome.DEADLINE), (200, Outcome.OK)]
+        assert server.errors == []
+
+
+async def test_a_late_handshake_leaves_its_connection(autojump_clock):
+    """The connection of a 504 goes on also where an application is cancelled the moment its client leaves: this one
+    has not left.
+    """
+    async with memory(forever, timeout_disconnect_grace=0) as server:
+        answer, client = await refused(server)
+        assert answer.status == 504
+        again = await open_handshake(client.stream)
+        assert isinstance(again, Answer)
+        assert again.status == 504
+        await goes_on(client)
         assert server.errors == []
 
 
@@ -1518,3 +1592,81 @@ async def test_a_wrong_handshake_in_a_drain_closes(autojump_clock):
         answer = await open_handshake(client.stream, handshake_bytes("/", (b"sec-websocket-version", b"8")))
         assert (answer.status, answer.headers[b"connection"]) == (426, b"close")
         assert await client.receive_rest() == b""
+
+
+# Cancelling serve()
+
+
+async def test_cancelling_the_server_answers_an_undecided_handshake(autojump_clock):
+    """When serve() is cancelled an undecided handshake gets 503, not a bare end."""
+    async with memory(forever) as server:
+        client = await server.connect()
+        await client.raw(handshake_bytes())
+        await trio.testing.wait_all_tasks_blocked()
+        server.nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
+            received = await client.receive_rest()
+    assert received.startswith(b"HTTP/1.1 503 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("_", range(6))  # because Trio runs tasks in any order
+async def test_a_shielded_accept_after_cancelling_the_server(autojump_clock, at_once, _):
+    """An application that accepts behind a shield once all is cancelled is told at once that it is too late, and its
+    client gets 503, or 101 and the end, if the application was quicker than the server.
+    """
+    heard = []
+
+    async def handler(scope, receive, send):
+        await receive()
+        try:
+            await trio.sleep_forever()
+        finally:
+            start = trio.current_time()
+            with trio.CancelScope(shield=True, deadline=start + 50):
+                if not at_once:
+                    await trio.testing.wait_all_tasks_blocked()
+                try:
+                    await send(ACCEPT_MESSAGE)
+                    heard.append((await receive())["code"])
+                except ClientDisconnected:
+                    heard.append("too late")
+                heard.append(trio.current_time() - start)
+
+    async with memory(handler) as server:
+        client = await server.connect()
+        await client.raw(handshake_bytes())
+        await trio.testing.wait_all_tasks_blocked()
+        server.nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
+            received = await client.receive_rest()
+    assert heard in (["too late", 0], [1012, 0])
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(b"HTTP/1.1 503 ") or at_once
+    assert server.server.statistics().websockets == 0
+
+
+async def test_an_accept_that_goes_out_while_all_is_cancelled(autojump_clock):
+    """A 101 that a shielded application is still sending when the server has been cancelled opens nothing."""
+    heard = []
+
+    async def handler(scope, receive, send):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
+            try:
+                await send(ACCEPT_MESSAGE)
+            except ClientDisconnected as error:
+                heard.append(str(error))
+
+    async with server_on("lockstep", websocket_app(handler)) as server:
+        client = await server.connect()
+        await client.raw(handshake_bytes())
+        await trio.testing.wait_all_tasks_blocked()
+        server.nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
+            await trio.testing.wait_all_tasks_blocked()
+            received = await client.receive_rest()
+    assert heard == ["all was cancelled while the WebSocket was being accepted"]
+    assert received.startswith(b"HTTP/1.1 101 ")
+    assert received.endswith(b"\r\n\r\n")
+    assert server.server.statistics().websockets_total == 0

@@ -307,3 +307,25 @@ async def test_a_send_that_waits_when_the_client_closes():
             nursery.start_soon(send_much)
             await trio.testing.wait_all_tasks_blocked(0.01)
             nursery.start_soon(partial(trio.aclose_forcefully, client.stream))
+
+
+@pytest.mark.parametrize("kind", ["lockstep", "socket", "tls"])
+async def test_what_was_given_up_is_not_kept(kind):
+    """A broadcast that gives up on a slow client again and again leaves nothing of those messages in the server: the
+    client gets no more than it had room for.
+    """
+    stage, parser = Stage(), Parser()
+    async with server_on(kind, stage, narrow=True) as server, websocket(server) as client:
+        side = await stage.next()
+        given_up = 0
+        for number in range(100):
+            with trio.move_on_after(0) as scope:
+                await side.say(numbered(1, number, 50_000))
+            given_up += scope.cancelled_caught
+            await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(side.close)
+            await read_slowly(client, parser, CLOSE)
+    *frames, _ = parser.frames
+    assert len(frames) == 100 - given_up
+    assert given_up > 80

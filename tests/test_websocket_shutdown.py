@@ -10,7 +10,7 @@ from wsproto.events import CloseConnection
 from trioserve.logs import Outcome
 
 from .support import Recorder, RunningServer, plain_lifespan
-from .websocket_client import WebSocketClient, frame, websocket
+from .websocket_client import WebSocketClient, frame, handshake_bytes, read_handshake, websocket
 from .websocket_servers import ON_EACH_KIND, Side, Stage, Stopwatch, server_on
 
 pytestmark = pytest.mark.timeout(20)
@@ -84,6 +84,53 @@ async def test_a_stop_right_after_the_accept(autojump_clock):
             assert await client.receive_close() == RESTART
         assert heard == [RESTART]
         assert watch.seconds == 0
+
+
+async def test_a_stop_while_the_101_goes_out(autojump_clock):
+    """A stop that begins while the 101 is being written does not answer beside it: the WebSocket opens, and closes
+    with 1012.
+    """
+    heard = []
+
+    async def app(scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            await plain_lifespan(receive, send)
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+        heard.append(await Side(scope, receive, send).hear())
+
+    async with server_on("lockstep", app) as server:
+        client = await server.connect()
+        await client.raw(handshake_bytes())
+        await trio.testing.wait_all_tasks_blocked()
+        server.server.shutdown()
+        await trio.testing.wait_all_tasks_blocked()
+        opened = await read_handshake(client.stream)
+        assert isinstance(opened, WebSocketClient)
+        assert await opened.receive_close() == RESTART
+        await opened.wait_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == [RESTART]
+        assert server.server.statistics().rejected == {}
+        assert not server.errors
+
+
+async def test_a_101_that_is_not_taken_is_cut_at_the_deadline(autojump_clock):
+    """A client that does not take its 101 has until the graceful deadline of a stop that begins meanwhile."""
+    async with server_on("lockstep", Stage()) as server:
+        client = await server.connect()
+        await client.raw(handshake_bytes())
+        await trio.testing.wait_all_tasks_blocked()
+        watch = Stopwatch()
+        server.server.shutdown(grace=7)
+        await trio.sleep(6.9)
+        assert server.server.statistics().connections == 1
+        while server.server.statistics().connections:
+            await trio.sleep(0.1)
+        assert watch.seconds <= 8.1
+        assert server.server.statistics().rejected == {}
+        assert server.server.statistics().websockets_total == 0
 
 
 async def test_a_handler_may_finish(autojump_clock):
@@ -273,6 +320,38 @@ async def test_cancelling_the_server_says_goodbye(kind):
         assert side.was_cancelled
     (record,) = server.recorder.websockets
     assert (record.code, record.outcome) == (1012, Outcome.SHUTDOWN)
+
+
+@pytest.mark.parametrize("kind", ["memory", "lockstep"])
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "with another task"])
+async def test_cancelling_the_server_tells_a_shielded_receive(autojump_clock, kind, others):
+    """A receive() that waits behind a shield when all is cancelled hears of the end at once, whoever else waits."""
+    heard = []
+    called = trio.Event()
+
+    async def app(scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            await plain_lifespan(receive, send)
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+
+        async def listen() -> None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 100):
+                heard.append(await Side(scope, receive, send).hear())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(1 + others):
+                nursery.start_soon(listen)
+            called.set()
+
+    async with server_on(kind, app, ws_ping_interval=None) as server, websocket(server):
+        await called.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        server.nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+            assert heard == [(1012, "")] * (1 + others)
 
 
 async def test_cancelling_the_server_waits_for_nobody(autojump_clock):

@@ -42,6 +42,7 @@ class Timer:
     def close(self) -> None:
         """Disarm for good, and let the clock drop what it keeps."""
         self.deadline = inf
+        self._fire = _nothing  # the clock may keep this timer for long, and must not keep what it belongs to
         if self.entry != inf:
             self.entry = inf
             self._clock.note_stale()

@@ -88,12 +88,16 @@ class Channel(Protocol):
         ...
 
     def send_nowait(self, data: bytes, stall: float) -> None:
-        """As send, but wait for nothing: for what is small, and limited by other means. Only after write_in."""
+        """As send, but wait for nothing. Only after write_in. Whoever sends much waits for room before."""
+        ...
+
+    async def wait_room(self) -> None:
+        """Wait until less than READ_AHEAD is unsent. Raises ClientDisconnected."""
         ...
 
     @property
     def is_congested(self) -> bool:
-        """More than READ_AHEAD is unsent, so that send would wait."""
+        """More than READ_AHEAD is unsent, so that wait_room would wait."""
         ...
 
     def write_in(self, nursery: trio.Nursery | None) -> None:

@@ -109,8 +109,9 @@ class BoundedDeflate(Extension):
         self._limit = limit
         self._is_compressed = False  # the message that is coming in
         self._is_control = False  # the frame that is
+        self._discards = self._skips = False
         self._inflated = self._streams = 0  # of that message
-        self._decompressor = self._new_decompressor()
+        self._decompressor: zlib._Decompress | None = self._new_decompressor()
         self._compressor: zlib._Compress | None = None  # made late: many a WebSocket only listens
 
     def _new_decompressor(self) -> zlib._Decompress:
@@ -132,27 +133,39 @@ class BoundedDeflate(Extension):
     ) -> CloseReason | RsvBits:
         self._is_control = opcode.iscontrol()
         if opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._is_compressed = rsv.rsv1
+            self._is_compressed, self._skips = rsv.rsv1, self._discards
             self._inflated = self._streams = 0
         elif rsv.rsv1:
             return CloseReason.PROTOCOL_ERROR  # RFC 7692 §6: only the first frame of a message has the bit
         return RsvBits(True, False, False)
 
     def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
-        return self._inflate(data) if self._is_compressed and not self._is_control else data
+        if self._is_control or not self._is_compressed:
+            return data
+        return b"" if self._skips else self._inflate(data)
 
     def frame_inbound_complete(self, proto: FrameDecoder | FrameProtocol, fin: bool) -> bytes | CloseReason | None:
-        if not fin or self._is_control or not self._is_compressed:
+        if not fin or self._is_control or not self._is_compressed or self._skips:
             return None
         data = self._inflate(_TAIL)
         if self._agreement.client_no_context_takeover:
             self._decompressor = self._new_decompressor()
         return data
 
+    def discard_messages(self) -> None:
+        """Inflate no message that has not begun: nobody wants it any more."""
+        self._discards = True
+
+    def release(self) -> None:
+        """Give back the memory of both directions."""
+        self._discards = self._skips = True
+        self._compressor = self._decompressor = None
+
     def _inflate(self, data: bytes) -> bytes | CloseReason:
         pieces = []
         try:
             while True:
+                assert self._decompressor is not None  # released only when nothing more is read
                 piece = self._decompressor.decompress(data, self._limit - self._inflated + 1)
                 self._inflated += len(piece)
                 pieces.append(piece)

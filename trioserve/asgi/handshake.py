@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import ProtocolError
 from ..types import Headers
 
 VERSION = b"13"
+
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ def read_offer(headers: Headers) -> Offer:
             extensions.append(value.decode("latin-1"))
     if versions != [VERSION]:
         raise _wrong_version(versions)
-    return Offer(tuple(one for one in subprotocols if one), ",".join(extensions))
+    # What is no token cannot be chosen: RFC 6455 §4.1 (10).
+    return Offer(tuple(one for one in subprotocols if _TOKEN.fullmatch(one)), ",".join(extensions))
 
 
 def _wrong_version(versions: list[bytes]) -> ProtocolError:

@@ -24,6 +24,10 @@ class Heartbeat:
 
         ``in_frame``: the client is in the middle of a frame, before whose end no pong can come.
         """
+        if self._left is not None:
+            # No pong is waited for, but a client that has vanished behind a closed window answers with a reset.
+            self.deadline = now + self._interval
+            return self._awaited
         if self._awaited is None:
             self._pings += 1
             payload = self._pings.to_bytes(4, "big")
@@ -52,10 +56,10 @@ class Heartbeat:
             self.deadline = now + self._interval
 
     def stop(self, now: float) -> None:
-        """Let the clock stand still: a pong could not be seen, because reading has stopped."""
+        """Let the time for a pong stand still: none could be seen, because reading has stopped."""
         if self._left is None and self._awaited is not None:
             self._left = self.deadline - now
-            self.deadline = inf
+            self.deadline = now + self._interval
 
     def go_on(self, now: float) -> None:
         """Let the clock run again, if it stands still."""

@@ -17,7 +17,7 @@ from ..logs import Outcome, WebSocketRecord
 from ..transport import Channel, Wake
 from .frames import ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, Control, Frames, Kind, size_of
 from .heartbeat import Heartbeat
-from .inbox import Inbox
+from .inbound import Inbound
 
 CLOSE_PATIENCE = 10.0
 """Seconds that a client has to answer a close frame."""
@@ -25,11 +25,11 @@ CLOSE_PATIENCE = 10.0
 GOODBYE_PATIENCE = 1.0
 """Seconds that a close frame may take to leave when all is being cancelled."""
 
-# Frames that are taken apart at a time: a packet of 64 KiB can hold ten thousand pings, and all others wait meanwhile.
-FRAMES_AT_ONCE = 64
-
 # Messages that are handed out without a wait in between before others get their turn.
 MESSAGES_IN_A_ROW = 16
+
+
+def _nothing() -> None: ...
 
 
 class Phase(Enum):
@@ -67,20 +67,18 @@ class WebSocketSession:
         self._is_closed = trio.Event()
         self.closed_with: tuple[int, str] | None = None
         """Code and reason as the application is told them; None while it is open."""
+        self._own_close: tuple[int, str] | None = None  # the application's, or that of its end
         self._last_word: tuple[int, str] | None = None  # of the close frame that attend is to send
         self._has_failed = False  # nothing that the client sends can be understood any more
         self._is_given_up = False
         self.outcome = Outcome.OK
         self._started = trio.current_time()
         # What the client sent.
-        self._inbox = Inbox(server.config.ws_max_queue, server.config.ws_max_size)
-        self._has_more = True  # what was read has not all been taken apart
+        self._inbound = Inbound(frames, server.config)
         self._has_stopped = False  # reading has, because enough waits for the application
-        self._held: Control | None = None  # the failure behind the messages in the inbox
         self._is_reading = False
         self._turn = trio.lowlevel.ParkingLot()
         self._in_a_row = 0
-        self._pongs: list[bytes] = []  # that are owed
         self._sending = trio.CancelScope()  # in which attend waits for room to send them
         self._heartbeat = Heartbeat(server.config, self._started)
         self._close_deadline = inf  # of the client's answer to our close frame
@@ -96,9 +94,9 @@ class WebSocketSession:
     async def receive(self) -> str | bytes | None:
         """Return the next message, None once it is closed and all are taken. Without a checkpoint if one is there."""
         while True:
-            if self._inbox:
-                data = self._inbox.take()
-                if self._has_more:
+            if self._inbound:
+                data = self._inbound.take()
+                if self._inbound.has_more:
                     self._bell.ring()
                 self._in_a_row += 1
                 if self._in_a_row >= MESSAGES_IN_A_ROW:
@@ -106,7 +104,7 @@ class WebSocketSession:
                 return data
             if self.closed_with is not None:
                 return None
-            if self._has_more or self._is_reading:
+            if self._inbound.has_more or self._is_reading:
                 # Another task brings it: attend, or one of the application that came first.
                 await self._turn.park()
             else:
@@ -131,24 +129,31 @@ class WebSocketSession:
         self._channel.has_waited = False
 
     async def send(self, data: str | bytes) -> None:
-        """Send one message, while it is open. Raises ClientDisconnected when nobody can be reached."""
-        framed = self._frames.message(data)
-        self._record.sent_messages += 1
-        self._record.sent += size_of(data)
+        """Send one message, while it is open: all of it, or nothing if this is cancelled.
+
+        Raises ClientDisconnected when nobody can be reached.
+        """
         try:
-            await self._channel.send(framed, self._server.config.timeout_write)
+            # Before it is framed, so that what a broadcast gives up on is not kept for the client all the same.
+            await self._channel.wait_room()
+            if self._phase is not Phase.OPEN:
+                raise ClientDisconnected("the WebSocket is closed")
+            self._channel.send_nowait(self._frames.message(data), self._server.config.timeout_write)
         except ClientDisconnected:
             self._end_without_handshake()
             raise
+        self._record.sent_messages += 1
+        self._record.sent += size_of(data)
 
     def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake, while it is open; attend completes it. Raises ClientDisconnected."""
-        framed = self._frames.close(code, reason)
         try:
-            self._channel.send_nowait(framed, self._server.config.timeout_write)
+            self._channel.send_nowait(self._frames.close(code, reason), self._server.config.timeout_write)
         except ClientDisconnected:
             self._end_without_handshake()
             raise
+        if not self._channel.has_left:
+            self._own_close = (code, reason)
         self._begin_closing()
 
     async def wait_closed(self) -> None:
@@ -162,46 +167,19 @@ class WebSocketSession:
             self._end_without_handshake()
             return
         self._heartbeat.take_progress()
-        self._frames.feed(data)
+        self._inbound.feed(data)
         self._take_apart()
 
     def _take_apart(self) -> None:
-        """Take what was read apart into messages, until enough of them wait for the application."""
-        for _ in range(FRAMES_AT_ONCE):
-            if self._is_full():
-                self._has_more = True
-                if len(self._pongs) < FRAMES_AT_ONCE:  # else it is the client that takes nothing
-                    self._has_stopped = True
-                    self._heartbeat.stop(trio.current_time())
-                return
-            event, self._held = self._held or self._frames.next_event(), None
-            if event is None:
-                self._has_more = False
-                break
-            if isinstance(event, Control):
-                if event.kind is Kind.FAILURE and self._inbox and self._phase is Phase.OPEN:
-                    # What came before it is answered before we say that nothing more is understood.
-                    self._held = event
-                else:
-                    self._take_control(event)
-            elif self._phase is Phase.OPEN:
-                self._inbox.put(event, self._frames.size)
-        else:
-            self._has_more = True
+        inbound = self._inbound
+        inbound.take_apart(self._take_control)
+        if inbound.has_more and not inbound.is_full:
             self._bell.ring()
-        if self._has_stopped:
-            self._has_stopped = False
-            self._heartbeat.go_on(trio.current_time())
+        if inbound.awaits_application is not self._has_stopped:
+            self._has_stopped = inbound.awaits_application
+            turn = self._heartbeat.stop if self._has_stopped else self._heartbeat.go_on
+            turn(trio.current_time())
             self._set_timer()
-
-    def _is_full(self) -> bool:
-        if self._phase is not Phase.OPEN:
-            return False  # what comes is thrown away
-        return (
-            self._inbox.is_full
-            or len(self._pongs) >= FRAMES_AT_ONCE
-            or (self._held is not None and len(self._inbox) > 0)
-        )
 
     def _take_control(self, event: Control) -> None:
         if event.kind is Kind.PING:
@@ -215,8 +193,8 @@ class WebSocketSession:
 
     def _answer_ping(self, payload: bytes) -> None:
         """At once, so that the pong is not overtaken by the answer to a message that follows the ping."""
-        if self._pongs or self._channel.is_congested:
-            self._pongs.append(payload)
+        if self._inbound.pongs or self._channel.is_congested:
+            self._inbound.pongs.append(payload)
             self._bell.ring()
         else:
             with contextlib.suppress(ClientDisconnected):  # which attend will notice
@@ -238,13 +216,15 @@ class WebSocketSession:
     def _end_without_handshake(self) -> None:
         """The client has left, or is given up."""
         self._last_word = None
-        self._end(ABNORMAL, "", Outcome.DEADLINE if self._channel.has_stalled else Outcome.CLIENT_LEFT)
+        is_late = self._is_given_up or self._channel.has_stalled
+        self._end(ABNORMAL, "", Outcome.DEADLINE if is_late else Outcome.CLIENT_LEFT)
 
     def _end(self, code: int, reason: str, outcome: Outcome) -> None:
         """Nothing more comes from the client; if it was the one to end it, this is what the application is told."""
         if self._phase is Phase.OPEN:
-            self.outcome = outcome
             self._client_left()
+        if self._phase is Phase.OPEN or self.outcome is Outcome.OK:
+            self.outcome = outcome
         if self.closed_with is None:
             self.closed_with = (code, reason)
         self._phase = Phase.ENDING
@@ -252,6 +232,7 @@ class WebSocketSession:
 
     def _begin_closing(self) -> None:
         self._phase = Phase.CLOSING
+        self._inbound.discard()
         self._close_deadline = trio.current_time() + CLOSE_PATIENCE
         self._set_timer()
         self._bell.ring()
@@ -323,16 +304,19 @@ class WebSocketSession:
             self._phase = Phase.CLOSED
             self._is_closed.set()
             self._server.websocket_closed(self._complete_record())
+            # What a closed WebSocket no longer needs is to go now, and not when the garbage collector comes.
+            self._frames.release()
+            self._client_left = _nothing
 
     async def _look_after(self) -> None:
         self._say_last_word()
-        if self._has_more:
+        if self._inbound.has_more:
             self._take_apart()
-        if not self._has_more and not self._is_reading:
+        if not self._inbound.has_more and not self._is_reading:
             self._read_nowait()
         self._keep_clocks()  # only now: what came in time, while the loop was blocked, wins
-        if self._pongs and self._phase is Phase.OPEN:
-            pongs, self._pongs = self._pongs, []
+        if self._inbound.pongs and self._phase is Phase.OPEN:
+            pongs, self._inbound.pongs = self._inbound.pongs, []
             with trio.CancelScope() as self._sending:
                 framed = b"".join(map(self._frames.pong, pongs))
                 await self._channel.send(framed, self._server.config.timeout_write)
@@ -384,8 +368,8 @@ class WebSocketSession:
 
     def _complete_record(self) -> WebSocketRecord:
         record = self._record
-        record.code, record.reason = self.closed_with or (ABNORMAL, "")
-        record.received_messages, record.received = self._inbox.messages, self._inbox.bytes
+        record.code, record.reason = self._own_close or self.closed_with or (ABNORMAL, "")
+        record.received_messages, record.received = self._inbound.messages, self._inbound.bytes
         record.duration = trio.current_time() - self._started
         record.outcome = self.outcome
         return record

@@ -61,6 +61,7 @@ class WebSocketCall:
         self._server = server
         self._offer = offer
         self.state = Handshake.CONNECTING
+        self._is_attended = True
         self._has_refused: trio.Event | None = None  # set once the server's own answer is out
         self.scope = trio.CancelScope()
         """What is cancelled to stop the application."""
@@ -165,6 +166,8 @@ class WebSocketCall:
             # The application may still do better.
             self._decide(Handshake.CONNECTING, deadline)
             raise
+        if not self._is_attended:
+            raise ClientDisconnected("all was cancelled while the WebSocket was being accepted")
         self._decide(Handshake.ACCEPTED)
         channel.write_in(self._nursery)
         request = self._exchange.request
@@ -205,19 +208,27 @@ class WebSocketCall:
         drain, tell_drain = self._server.drain, self._bell.ring
         drain.register(tell_drain)
         try:
-            while self.session is None:
-                await self._look_after_handshake()
-                await self._bell.wait()
+            await self._await_session()
+            assert self.session is not None
             await self.session.attend()
             await trio.sleep_forever()  # the application may still run, and be cancelled when its grace is over
-        except trio.Cancelled:
-            if self.state is Handshake.CONNECTING and not self._exchange.has_left:
-                await self._refuse(503, SHUTTING_DOWN)
-            raise
         finally:
+            self._is_attended = False
             drain.unregister(tell_drain)
             self._timer.close()
             self._grace.close()
+
+    async def _await_session(self) -> None:
+        try:
+            while self.session is None:
+                await self._look_after_handshake()
+                await self._bell.wait()
+        except trio.Cancelled:
+            if self.state is Handshake.CONNECTING and not self._exchange.has_left:
+                await self._refuse(503, SHUTTING_DOWN)
+            if self.session is None:
+                raise
+            # Accepted in this very moment, by an application behind a shield: the session says goodbye at once.
 
     async def _look_after_handshake(self) -> None:
         is_open = self.state is Handshake.CONNECTING

@@ -190,12 +190,7 @@ class SocketTransport:
 
     async def send(self, data: bytes, stall: float) -> None:
         self.send_nowait(data, stall)
-        self._busy += max(len(data), LEAST_PIECE)
-        while self._unsent > READ_AHEAD:
-            await self._park_for_out()  # cancelling this loses nothing: the bytes are in the queue
-        if self._busy >= YIELD_AFTER:
-            self._busy = 0
-            await trio.lowlevel.checkpoint()
+        await self.wait_room()  # cancelling this loses nothing: the bytes are in the queue
 
     def send_nowait(self, data: bytes, stall: float) -> None:
         self._raise_if_broken()
@@ -205,6 +200,14 @@ class SocketTransport:
             self._unsent += len(data)
         else:
             self._put(data)
+        self._busy += max(len(data), LEAST_PIECE)
+
+    async def wait_room(self) -> None:
+        while self._unsent > READ_AHEAD:
+            await self._park_for_out()
+        if self._busy >= YIELD_AFTER:
+            self._busy = 0
+            await trio.lowlevel.checkpoint()
 
     @property
     def is_congested(self) -> bool:

@@ -137,21 +137,23 @@ class StreamTransport:
     async def send(self, data: bytes, stall: float) -> None:
         if self._is_sending or self._writers is not None:
             self.send_nowait(data, stall)
-            while self._unsent > READ_AHEAD:
-                await self._queue_lot.park()
-                self._raise_if_broken()
+            await self.wait_room()
         else:
-            await self._write_all(data, stall)
+            await self._write_all(stall, data)
 
     def send_nowait(self, data: bytes, stall: float) -> None:
         self._raise_if_broken()
-        if self._is_sending:
-            self._queue.append(data)
-            self._unsent += len(data)
-        else:
+        self._queue.append(data)
+        self._unsent += len(data)
+        if not self._is_sending:
             assert self._writers is not None  # who else should write it?
             self._is_sending = True
-            self._writers.start_soon(self._write_for_others, data, stall)
+            self._writers.start_soon(self._write_for_others, stall)
+
+    async def wait_room(self) -> None:
+        while self._unsent > READ_AHEAD:
+            self._raise_if_broken()
+            await self._queue_lot.park()
 
     @property
     def is_congested(self) -> bool:
@@ -162,11 +164,11 @@ class StreamTransport:
         if nursery is None:
             self._writer_scope.shield = False
 
-    async def _write_for_others(self, data: bytes, stall: float) -> None:
+    async def _write_for_others(self, stall: float) -> None:
         # Shielded until write_in(None): nobody could say goodbye, when all is cancelled, over half a frame.
         self._writer_scope = trio.CancelScope(shield=self._writers is not None)
         with self._writer_scope, contextlib.suppress(ClientDisconnected):  # of which whoever sends next is told
-            await self._write_all(data, stall)
+            await self._write_all(stall)
 
     async def send_file(self, piece: FilePiece, stall: float) -> None:
         if self._is_sending:
@@ -180,7 +182,7 @@ class StreamTransport:
                 self._forget(piece)
                 raise
         else:
-            await self._write_all(piece, stall)
+            await self._write_all(stall, piece)
 
     def _is_written(self, piece: FilePiece) -> bool:
         return piece not in self._queue and not self._is_sending
@@ -198,8 +200,8 @@ class StreamTransport:
         if self.is_broken:
             raise ClientDisconnected("the client has left")
 
-    async def _write_all(self, first: bytes | FilePiece, stall: float) -> None:
-        """Write this and then whatever other tasks have queued meanwhile."""
+    async def _write_all(self, stall: float, first: bytes | FilePiece = b"") -> None:
+        """Write this and then whatever is in the queue."""
         self._is_sending = True
         try:
             self._raise_if_broken()
