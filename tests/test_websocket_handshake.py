@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -1645,6 +1645,36 @@ async def test_a_shielded_accept_after_cancelling_the_server(autojump_clock, at_
     assert received.count(b"HTTP/1.1 ") == 1
     assert received.startswith(b"HTTP/1.1 503 ") or at_once
     assert server.server.statistics().websockets == 0
+
+
+async def test_an_accept_that_is_quicker_than_the_end():
+    """Over a socket of ours an accept goes out at once. Behind a shield it may come before the server has noticed that
+    all is cancelled; then the client gets 1012, or else 503.
+    """
+    seen = set()
+
+    async def handler(scope, receive, send):
+        await receive()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5), suppress(ClientDisconnected):
+                await send(ACCEPT_MESSAGE)
+
+    with trio.fail_after(10):
+        for _ in range(16):  # because Trio runs tasks in any order
+            async with socket_server(websocket_app(handler)) as server:
+                client = await server.connect()
+                await client.raw(handshake_bytes())
+                while not server.server.statistics().requests:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                server.nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                    received = await client.receive_rest()
+                    await client.aclose()
+            seen.add((received[9:12], received.endswith(b"\x88\x02\x03\xf4")))
+    assert seen == {(b"503", False), (b"101", True)}
 
 
 async def test_an_accept_that_goes_out_while_all_is_cancelled(autojump_clock):
