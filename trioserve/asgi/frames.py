@@ -134,11 +134,11 @@ class Frames:
         self._gathered += size
         if self._gathered > self._max_size:
             return self._fail(TOO_BIG)
-        self._is_fragmented |= frame.frame_finished and not frame.message_finished
         if self._pieces is None:
             if frame.message_finished:
                 return self._complete(data)
             self._pieces = _Pieces()
+        self._is_fragmented |= frame.frame_finished and not frame.message_finished
         self._pieces.add(data)
         if not frame.message_finished:
             return _PIECE

@@ -29,6 +29,8 @@ class Inbound:
         self._is_discarding = False
         self.has_more = True
         """What was read has not all been taken apart."""
+        self.awaits_application = False
+        """Nothing more can be taken apart until a message is taken."""
         self.pongs: list[bytes] = []
         self.messages = self.bytes = 0
 
@@ -43,23 +45,21 @@ class Inbound:
     def take(self) -> str | bytes:
         data, size = self._waiting.popleft()
         self._waiting_bytes -= size
+        if self.awaits_application:
+            self.awaits_application = not self._is_discarding and self._has_enough()
         return data
 
-    @property
-    def is_full(self) -> bool:
-        """Nothing more can be taken apart until a message is taken, or pongs are sent."""
-        return self.awaits_application or (len(self.pongs) >= FRAMES_AT_ONCE and not self._is_discarding)
-
-    @property
-    def awaits_application(self) -> bool:
-        """Nothing more can be taken apart until a message is taken."""
-        if self._is_discarding:
-            return False
+    def _has_enough(self) -> bool:
         return (
             len(self._waiting) >= self._max_messages
             or self._waiting_bytes >= self._max_bytes
             or (self._held is not None and len(self._waiting) > 0)
         )
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing more can be taken apart until a message is taken, or pongs are sent."""
+        return self.awaits_application or (len(self.pongs) >= FRAMES_AT_ONCE and not self._is_discarding)
 
     def take_apart(self, take_control: Callable[[Control], None]) -> None:
         """Take what was read apart, until it is full or all others shall have their turn."""
@@ -76,6 +76,7 @@ class Inbound:
             elif event.kind is Kind.FAILURE and self._waiting and not self._is_discarding:
                 # What came before it is answered before we say that nothing more is understood.
                 self._held = event
+                self.awaits_application = True
             else:
                 take_control(event)
 
@@ -84,8 +85,10 @@ class Inbound:
         self._waiting_bytes += size
         self.messages += 1
         self.bytes += size
+        self.awaits_application = len(self._waiting) >= self._max_messages or self._waiting_bytes >= self._max_bytes
 
     def discard(self) -> None:
         """Take no more messages, only what ends the WebSocket; those that wait may still be taken."""
         self._is_discarding = True
+        self.awaits_application = False
         self._frames.discard_messages()
