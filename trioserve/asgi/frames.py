@@ -45,6 +45,7 @@ _PIECE = Control(Kind.PIECE)
 DEFLATED_AT_ONCE = 4096
 
 PIECES_JOINED = 1024
+"""Pieces of a message that are made one, so that a byte does not cost a string."""
 
 _HEADER_SIZES = (6, 8, 14)  # with the mask, by the size of the payload (RFC 6455 §5.2)
 
