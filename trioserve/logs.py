@@ -75,9 +75,9 @@ class ExchangeRecord:
 class WebSocketRecord:
     """What is told of a WebSocket once it has closed; its handshake has a record of its own, with status 101.
 
-    ``code`` and ``reason`` are the application's if it closed, else what it was told: the client's, the server's, or 1006
-    if the client vanished. ``received`` and ``sent`` are bytes of messages, inflated; ``duration`` is seconds from the
-    accept.
+    ``code`` and ``reason`` are the application's if it closed, else what it was told: the client's, the server's, or
+    1006 if the client vanished. ``received`` and ``sent`` are bytes of messages, inflated; ``duration`` is seconds from
+    the accept.
     """
 
     client: str
