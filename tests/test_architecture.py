@@ -26,7 +26,7 @@ FLOORS = (
     # F4 sockets
     ("net.*", "connection"),
     # F5 one server
-    ("server",),
+    ("server", "inspector"),
     # F6 processes
     ("process.*",),
     # F7 edges
@@ -39,16 +39,16 @@ FLOORS = (
 HOMES = {
     "click": "cli",
     "dotenv": "process.settings",
-    "faulthandler": "process.signals",
+    "faulthandler": "process.deadline",
     "h11": "wire.codec_h11",
     "h2": "wire.http2",
     "httptools": "wire.codec_httptools",
     "prometheus_client": "metrics",
     "signal": "process.signals",
     "ssl": "net.tls",
-    "subprocess": "process.supervisor",
+    "subprocess": "process.child",
     "trio_websocket": "testing",
-    "watchfiles": "process.reloader",
+    "watchfiles": "process.watcher",
     "wsproto": "asgi.frames",
 }
 """The one module that may import a library: all that are not of the standard library, and the weighty ones of it."""

@@ -79,6 +79,9 @@ class Config:
         octal=True,
         metavar="MODE",
     )
+    reuse_port: bool = option(
+        False, Group.WHERE, "Share TCP ports by SO_REUSEPORT; with several workers each listens for itself."
+    )
 
     factory: bool = option(False, Group.APP, "The attribute is a function that returns the application.")
     app_dir: str | None = option(
@@ -188,6 +191,25 @@ class Config:
     access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
 
+    workers: int = option(1, Group.PROCESSES, "Processes that serve; $WEB_CONCURRENCY is the fall-back.", minimum=1)
+    timeout_worker_healthcheck: float = option(
+        10, Group.PROCESSES, "A worker whose event loop is blocked for longer is killed and replaced.", above=0
+    )
+
+    reload: bool = option(False, Group.RELOAD, "Start anew when a file changes.")
+    reload_dir: tuple[str, ...] = option(
+        (), Group.RELOAD, "Folder to watch; default: app_dir, else the current one. Repeatable.", metavar="FOLDER"
+    )
+    reload_include: tuple[str, ...] = option(
+        (), Group.RELOAD, "Files to watch besides *.py, such as '*.html'. Repeatable.", metavar="PATTERN"
+    )
+    reload_exclude: tuple[str, ...] = option(
+        (), Group.RELOAD, "Files or folders not to watch, such as 'build'. Repeatable.", metavar="PATTERN"
+    )
+    reload_delay: float = option(
+        0.25, Group.RELOAD, "Files are looked at this often, and changes collected for so long.", minimum=0.01
+    )
+
     def __post_init__(self) -> None:
         for one in options():
             # A frozen dataclass is set through object; the checked form differs only in tuple for list, float for int.
@@ -199,6 +221,8 @@ class Config:
             for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"{name} needs ssl_certfile")
+        if self.reload and self.workers > 1:
+            raise ConfigError(f"reload runs one worker, so it cannot go with workers={self.workers}")
         if self.ssl_cert_reqs != "none" and self.ssl_context_factory is None:
             if self.ssl_certfile is None:
                 raise ConfigError("ssl_cert_reqs needs ssl_certfile")
@@ -208,6 +232,11 @@ class Config:
     @property
     def uses_tls(self) -> bool:
         return self.ssl_certfile is not None or self.ssl_context_factory is not None
+
+    @property
+    def needs_supervisor(self) -> bool:
+        """Whether the application runs in processes of its own."""
+        return self.workers > 1 or self.reload
 
     @property
     def names_address(self) -> bool:

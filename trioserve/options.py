@@ -29,6 +29,8 @@ class Group(Enum):
     LIMITS = "Limits"
     CLOCKS = "Clocks (seconds)"
     LOGS = "Logs"
+    PROCESSES = "Processes"
+    RELOAD = "Reload (for development)"
 
 
 def option(

@@ -1,6 +1,7 @@
 """Where the options of the command line and ``run()`` come from.
 
-The order is command line, environment, file, default. Nothing else in trioserve reads the environment or files.
+The order is command line, environment, file, default; ``workers`` also takes WEB_CONCURRENCY, which the others overrule.
+Nothing else in trioserve reads the environment or files.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ DEFAULT = "default"
 _PREFIX = "TRIOSERVE_"
 _APP_VARIABLE = "TRIOSERVE_APP"
 _FILE_VARIABLE = "TRIOSERVE_CONFIG"
+_WORKERS_VARIABLE = "WEB_CONCURRENCY"  # what hosting platforms set
+_GRACE_IN_RELOAD = 2.0  # seconds; a developer waits for nothing, and an open event stream would end later anyway
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,21 @@ def read_settings(given: Mapping[str, AnyValue], *, app: str | None = None, conf
     for name in _overruled_addresses(layers):
         del values[name]
         sources[name] = DEFAULT
+    _fill_in_processes(values, sources)
     target = values.pop("app", None)
     return Settings(_make_config(values, sources), target, sources, file, tuple(_find_strange_variables()))
+
+
+def _fill_in_processes(values: PlainValues, sources: dict[str, str]) -> None:
+    """What is not given, but has another default than Config's at the command line."""
+    if values.get("reload"):
+        values.setdefault("timeout_graceful_shutdown", _GRACE_IN_RELOAD)
+    elif "workers" not in values and (text := os.environ.get(_WORKERS_VARIABLE)):
+        try:
+            values["workers"] = _known()["workers"].parse(text)
+        except ConfigError as error:
+            raise ConfigError(f"{_WORKERS_VARIABLE}: {error}") from None
+        sources["workers"] = f"environment {_WORKERS_VARIABLE}"
 
 
 def _make_config(values: PlainValues, sources: Mapping[str, str]) -> Config:
