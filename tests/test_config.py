@@ -341,11 +341,11 @@ def _values(one: Option) -> st.SearchStrategy:
 
 
 PLAIN = st.fixed_dictionaries({}, optional={one.name: _values(one) for one in options()}).map(
-    # The TLS options have conditions on each other, which have tests of their own.
+    # Some options have conditions on each other, which have tests of their own.
     lambda values: (
-        values | {"ssl_certfile": "c", "ssl_ca_certs": "a"}
-        if any(name.startswith("ssl_") for name in values)
-        else values
+        values
+        | ({"ssl_certfile": "c", "ssl_ca_certs": "a"} if any(name.startswith("ssl_") for name in values) else {})
+        | ({"workers": 1} if values.get("reload") else {})
     )
 )
 

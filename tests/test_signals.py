@@ -218,7 +218,7 @@ def test_kept():
         signals.phase_changed(Phase.STOPPED)
     assert seconds_left(signals) == 500
     faulthandler.cancel_dump_traceback_later()
-    os.close(signals._output)
+    os.close(signals._hard.output)
 
 
 def test_deadline_of_another(monkeypatch):
