@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trioserve.bind import DescriptorBind, TCPBind, UnixBind, parse_bind
+from trioserve.bind import DescriptorBind, NamedDescriptorBind, TCPBind, UnixBind, parse_bind
 from trioserve.config import Config, options, parse_header
 from trioserve.errors import BindError, ConfigError
 from trioserve.options import Option
@@ -33,10 +33,13 @@ BY_NAME = {one.name: one for one in options()}
         ("unix:relative:with:colons", UnixBind("relative:with:colons")),
         ("unix:@abstract", UnixBind("@abstract")),
         ("fd:3", DescriptorBind(3)),
+        ("fd:http", NamedDescriptorBind("http")),
+        ("fd:app-1_b.socket", NamedDescriptorBind("app-1_b.socket")),
+        ("fd:3rd", NamedDescriptorBind("3rd")),
     ],
 )
 def test_each_form_of_an_address_is_read_and_written_back(text, bind):
-    """HOST:PORT, [v6]:PORT, unix:PATH and fd:N are read, and str() gives the same text."""
+    """HOST:PORT, [v6]:PORT, unix:PATH, fd:N and fd:NAME are read, and str() gives the same text."""
     assert parse_bind(text) == bind
     assert str(bind) == text
 
@@ -45,14 +48,15 @@ def test_each_form_of_an_address_is_read_and_written_back(text, bind):
     "text",
     [
         "", ":", "localhost", "localhost:http", "localhost:", ":80", "::1:80", "[]:80", "h:65536", "h:-1", "h:²", "h:٣",
-        "unix:", "fd:", "fd:x", "fd:" + "9" * 5000, "h:" + "9" * 5000,
+        "unix:", "fd:", "fd:" + "9" * 5000, "h:" + "9" * 5000,
+        "fd:-1", "fd:1.5", "fd:²", "fd:é", "fd:a b", "fd:a:80", "fd:a\n", "fd:a/b", "fd:a@b",
     ],
 )  # fmt: skip
 def test_a_wrong_address_is_refused_with_the_forms_there_are(text):
     """Anything else is a ConfigError that names the forms and what came."""
     with pytest.raises(ConfigError) as caught:
         parse_bind(text)
-    assert str(caught.value) == f"bind must be HOST:PORT, [v6]:PORT, unix:PATH or fd:N, not {text!r}"
+    assert str(caught.value) == f"bind must be HOST:PORT, [v6]:PORT, unix:PATH, fd:N or fd:NAME, not {text!r}"
 
 
 @given(st.text())
@@ -122,7 +126,7 @@ def test_extra_headers_are_read_from_the_header_option():
         ("bind", "127.0.0.1:80", "bind must be a list of texts, not '127.0.0.1:80'"),
         ("bind", {"a:1"}, "bind must be a list of texts, not {'a:1'}"),
         ("bind", [80], "bind must be a text, not 80"),
-        ("bind", ["x"], "bind must be HOST:PORT, [v6]:PORT, unix:PATH or fd:N, not 'x'"),
+        ("bind", ["x"], "bind must be HOST:PORT, [v6]:PORT, unix:PATH, fd:N or fd:NAME, not 'x'"),
         (
             "uds_permissions",
             -1,
@@ -290,7 +294,7 @@ def test_an_option_is_read_from_text(name, text, value):
         ),
         ("timeout_write", "soon", "timeout_write must be a number of seconds above 0, not 'soon'"),
         ("timeout_write", "nan", "timeout_write must be a number of seconds above 0, not nan"),
-        ("bind", "a:1,b", "bind must be HOST:PORT, [v6]:PORT, unix:PATH or fd:N, not 'b'"),
+        ("bind", "a:1,b", "bind must be HOST:PORT, [v6]:PORT, unix:PATH, fd:N or fd:NAME, not 'b'"),
     ],
 )
 def test_a_wrong_text_is_refused_as_it_came(name, text, expects):
@@ -315,7 +319,7 @@ def test_each_option_is_complete(one: Option):
 
 def _values(one: Option) -> st.SearchStrategy:
     checked = {
-        "bind": st.sampled_from(["a:1", "[::1]:0", "unix:/s", "fd:3"]),
+        "bind": st.sampled_from(["a:1", "[::1]:0", "unix:/s", "fd:3", "fd:http"]),
         "insecure_bind": st.sampled_from(["a:1", "[::1]:0"]),
         "header": st.sampled_from(["A: b", "C:"]),
         "root_path": st.text().map(lambda text: "/" + text) | st.just(""),

@@ -222,11 +222,11 @@ class FakeBind:
         self.bind_one = listeners_module._bind_one
         monkeypatch.setattr(listeners_module, "_bind_one", self)
 
-    def __call__(self, family: int, name: tuple[object, ...]) -> socket.socket:
+    def __call__(self, family: int, name: tuple[object, ...], *, shares_port: bool) -> socket.socket:
         if name[0] == self.host and self.times:
             self.times -= 1
             raise BindError(self.number, "as the test says", str(name[0]))
-        return self.bind_one(family, name)
+        return self.bind_one(family, name, shares_port=shares_port)
 
 
 async def test_port_taken_in_one_family_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,6 +543,17 @@ async def test_descriptor_named_twice_is_refused() -> None:
     number = socket.create_server(("127.0.0.1", 0)).detach()
     with pytest.raises(BindError, match="named twice"):
         await bind_all(Config(bind=(f"fd:{number}", f"fd:{number}")))
+
+
+async def test_name_of_a_descriptor_is_refused() -> None:
+    """A name means nothing where nobody has asked systemd for its number; what was bound before is free again."""
+    port = free_port()
+    with pytest.raises(BindError) as caught:
+        await bind_all(Config(bind=(f"127.0.0.1:{port}", "fd:http")))
+    assert str(caught.value) == "cannot listen on fd:http: there is no inherited descriptor of this name"
+    assert caught.value.errno == errno.EBADF
+    async with listening(Config(port=port)):
+        pass
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])

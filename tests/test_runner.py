@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from trioserve.config import Config
-from trioserve.process.runner import read_version, run
+from trioserve.process.banner import read_version
+from trioserve.process.runner import run
 
 from .programs import APP, finish, start
 

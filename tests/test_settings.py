@@ -1,5 +1,6 @@
 """Where the values of options come from."""
 
+import json
 import math
 import os
 import sys
@@ -7,6 +8,7 @@ import tomllib
 
 import pytest
 
+from trioserve.bind import DescriptorBind
 from trioserve.config import Config
 from trioserve.errors import ConfigError
 from trioserve.process.settings import format_settings, read_settings
@@ -23,6 +25,25 @@ def folder(tmp_path, monkeypatch):
     # Not monkeypatch's: an env_file adds variables that it does not know of.
     os.environ.clear()
     os.environ.update(kept)
+
+
+@pytest.fixture
+def hand_over():
+    """Set what systemd sets for sockets of these names; descriptors from 3 on are open, whatever they are."""
+    opened = []
+    flags = {}
+
+    def hand(*names):
+        while not opened or opened[-1] < 2 + len(names):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        flags.update({number: os.get_inheritable(number) for number in range(3, 3 + len(names))})
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(names)), LISTEN_FDNAMES=":".join(names))
+
+    yield hand
+    for number, flag in flags.items():
+        os.set_inheritable(number, flag)
+    for number in opened:
+        os.close(number)
 
 
 def failure(given=None, **keywords):
@@ -279,6 +300,70 @@ def test_addresses_of_one_source_are_all_kept(folder):
     """Several addresses named by one source are listened on together."""
     (folder / "trioserve.toml").write_text('bind = ["127.0.0.1:1"]\nuds = "b"\nport = 5\n')
     assert [str(bind) for bind, _ in read_settings({}).config.binds] == ["127.0.0.1:1", "unix:b"]
+
+
+def test_sockets_of_systemd_are_all_served(hand_over):
+    """When no source names an address, all that systemd handed over is served."""
+    hand_over("http", "admin", "http")
+    settings = read_settings({"backlog": 5})
+    assert settings.config.binds == tuple((DescriptorBind(number), False) for number in (3, 4, 5))
+    assert (settings.sources["bind"], settings.warnings) == ("systemd LISTEN_FDS", ())
+
+
+@pytest.mark.parametrize("given", [{"bind": []}, {"insecure_bind": []}, {"uds": None}, {"fd": None}])
+def test_no_address_is_none(hand_over, given):
+    """An option that is set to nothing names no address."""
+    hand_over("http")
+    assert read_settings(given).config.bind == ("fd:3",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("host", "::1"), ("port", 8000), ("uds", "s"), ("insecure_bind", ["127.0.0.1:1"])]
+)
+@pytest.mark.parametrize("how", ["command line", "file"])
+def test_sockets_of_systemd_beside_an_address(folder, hand_over, name, value, how):
+    """An address named by any source is what is served, and every socket that is not named gets a warning."""
+    hand_over("http", "admin")
+    (folder / "trioserve.toml").write_text(f"{name} = {json.dumps(value)}\n" if how == "file" else "")
+    settings = read_settings({} if how == "file" else {name: value})
+    assert settings.config == Config(**{name: value})
+    assert settings.warnings == (
+        "systemd handed over the socket 'http' (fd 3), which nothing listens on",
+        "systemd handed over the socket 'admin' (fd 4), which nothing listens on",
+    )
+
+
+def test_sockets_of_systemd_by_name(hand_over):
+    """A name stands for its numbers, of which a socket unit with several addresses has several; the rest stays."""
+    hand_over("http", "https", "http")
+    settings = read_settings({"bind": ["fd:https"], "insecure_bind": ["fd:http", "127.0.0.1:1"]})
+    assert (settings.config.bind, settings.config.insecure_bind) == (("fd:4",), ("fd:3", "fd:5", "127.0.0.1:1"))
+    assert (settings.sources["bind"], settings.warnings) == ("command line", ())
+
+
+@pytest.mark.parametrize("given", [{"fd": 4}, {"bind": ["fd:4"]}, {"insecure_bind": ["fd:04"]}])
+def test_sockets_of_systemd_by_number(hand_over, given):
+    """A socket may be named by its number too, with each option that takes one."""
+    hand_over("http", "admin")
+    (warning,) = read_settings(given).warnings
+    assert warning == "systemd handed over the socket 'http' (fd 3), which nothing listens on"
+
+
+def test_name_that_systemd_did_not_hand_over(hand_over):
+    """An unknown name is an error that says which there are, and where the name came from."""
+    hand_over("http", "admin")
+    assert failure({"bind": ["fd:https"]}) == "bind names the socket 'https', but systemd handed over 'http', 'admin'"
+    os.environ["TRIOSERVE_INSECURE_BIND"] = "fd:http"
+    assert failure() == (
+        "insecure_bind names the socket 'http', but systemd handed over none (environment TRIOSERVE_INSECURE_BIND)"
+    )
+
+
+def test_sockets_of_systemd_are_taken_once(hand_over):
+    """The second call in a process finds nothing: the sockets have their owner."""
+    hand_over("http")
+    assert read_settings({}).config.bind == ("fd:3",)
+    assert read_settings({}).config == Config()
 
 
 def test_format_can_be_used_as_a_file(folder):

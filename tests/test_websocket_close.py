@@ -16,8 +16,9 @@ from wsproto.events import CloseConnection, Ping, Pong
 
 from trioserve import ClientDisconnected
 from trioserve.asgi.session import WebSocketSession
-from trioserve.logs import Outcome
+from trioserve.logs import Outcome, WebSocketRecord
 
+from .support import RunningServer
 from .websocket_client import WebSocketClient, frame, websocket
 from .websocket_servers import ON_EACH_KIND, ON_EACH_NETWORK, Side, Stage, Stopwatch, accepting, server_on
 
@@ -42,6 +43,15 @@ async def reset(client: WebSocketClient) -> None:
     assert isinstance(stream, trio.SocketStream)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()
+
+
+async def only_record(server: RunningServer) -> WebSocketRecord:
+    """The record of the one WebSocket that there is, once it has ended."""
+    with trio.fail_after(5):
+        while not server.recorder.websockets:
+            await trio.sleep(0.005)
+    (record,) = server.recorder.websockets
+    return record
 
 
 # The client closes
@@ -233,8 +243,7 @@ async def test_an_end_without_a_close(kind, is_busy):
                 nursery.start_soon(listen)
         assert heard == [(1006, "")]
         side.end()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        (record,) = server.recorder.websockets
+        record = await only_record(server)
         assert (record.code, record.outcome) == (1006, Outcome.CLIENT_LEFT)
         assert not server.errors
 
@@ -510,8 +519,7 @@ async def test_an_application_that_returns(kind):
         (await stage.next()).end()
         assert await client.receive_close() == (1000, "")
         await client.wait_eof()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        (record,) = server.recorder.websockets
+        record = await only_record(server)
         assert (record.code, record.outcome) == (1000, Outcome.OK)
         assert not server.errors
 
@@ -525,10 +533,9 @@ async def test_an_application_that_raises(kind):
         (await stage.next()).end(error)
         assert await client.receive_close() == (1011, "")
         await client.wait_eof()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        assert server.errors == [error]
-        (record,) = server.recorder.websockets
+        record = await only_record(server)
         assert (record.code, record.outcome) == (1011, Outcome.ERROR)
+        assert server.errors == [error]
         await other.close()
 
 
@@ -567,8 +574,9 @@ async def test_an_application_that_returns_while_the_client_leaves():
         side = await stage.next()
         await reset(client)
         side.end()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        assert server.server.statistics().connections == 0
+        with trio.fail_after(5):
+            while server.server.statistics().connections:
+                await trio.sleep(0.005)
         assert not server.errors
 
 

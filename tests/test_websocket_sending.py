@@ -246,7 +246,9 @@ async def test_the_record_of_a_client_that_takes_nothing(kind):
                 await side.say(b"x" * 100_000)
         assert await side.hear() == (1006, "")
         side.end()
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(5):
+            while not server.recorder.websockets:
+                await trio.sleep(0.005)
         (record,) = server.recorder.websockets
         assert (record.code, record.outcome) == (1006, Outcome.DEADLINE)
 

@@ -45,7 +45,9 @@ async def test_everybody_hears_of_a_stop_at_once(kind, is_busy):
         with pytest.raises(OSError, match="closed"):
             await side.say("too late")
         side.end()
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(5):
+            while not server.recorder.websockets:
+                await trio.sleep(0.005)
         (record,) = server.recorder.websockets
         assert (record.code, record.outcome) == (1012, Outcome.SHUTDOWN)
         assert not server.errors

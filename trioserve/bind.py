@@ -1,10 +1,15 @@
-"""The three ways to name a listening address, read from text."""
+"""The four ways to name a listening address, read from text."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .errors import ConfigError
+
+# systemd allows nearly all of ASCII; these need no quotes in a shell and look like no list. What has no letter and
+# no underscore is a number gone wrong, such as -1.
+_DESCRIPTOR_NAME = re.compile(r"(?![\d.-]+\Z)[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,28 @@ class DescriptorBind:
         return f"fd:{self.number}"
 
 
-Bind = TCPBind | UnixBind | DescriptorBind
+@dataclass(frozen=True)
+class NamedDescriptorBind:
+    """The name that systemd gave to inherited file descriptors (FileDescriptorName=); settings turn it into numbers."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"fd:{self.name}"
+
+
+Bind = TCPBind | UnixBind | DescriptorBind | NamedDescriptorBind
 
 
 def parse_bind(text: str) -> Bind:
-    """Read ``HOST:PORT``, ``[v6]:PORT``, ``unix:PATH`` or ``fd:N``; raises ConfigError."""
+    """Read ``HOST:PORT``, ``[v6]:PORT``, ``unix:PATH``, ``fd:N`` or ``fd:NAME``; raises ConfigError."""
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
         return UnixBind(rest)
     if kind == "fd" and _is_number(rest):
         return DescriptorBind(int(rest))
+    if kind == "fd" and _DESCRIPTOR_NAME.fullmatch(rest):
+        return NamedDescriptorBind(rest)
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -55,7 +72,7 @@ def parse_bind(text: str) -> Bind:
         host = ""
     if host and _is_number(port) and int(port) <= 65535:
         return TCPBind(host, int(port))
-    raise ConfigError(f"bind must be HOST:PORT, [v6]:PORT, unix:PATH or fd:N, not {text!r}")
+    raise ConfigError(f"bind must be HOST:PORT, [v6]:PORT, unix:PATH, fd:N or fd:NAME, not {text!r}")
 
 
 def _is_number(text: str) -> bool:

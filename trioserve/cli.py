@@ -11,8 +11,9 @@ import click
 from .config import options
 from .errors import AppLoadError, ConfigError
 from .options import Group, Option
+from .process.banner import read_version
 from .process.loader import split_target
-from .process.runner import read_version, run_settings
+from .process.runner import run_settings
 from .process.settings import format_settings, read_settings
 from .types import AnyValue, PlainValues
 

@@ -62,7 +62,7 @@ class Config:
     bind: tuple[str, ...] = option(
         (),
         Group.WHERE,
-        "Listen here instead of host and port: HOST:PORT, [v6]:PORT, unix:PATH or fd:N. Repeatable.",
+        "Listen here instead of host and port: HOST:PORT, [v6]:PORT, unix:PATH, fd:N or fd:NAME. Repeatable.",
         metavar="ADDRESS",
         check=parse_bind,
     )

@@ -70,7 +70,7 @@ class ServerContext:
         counters = self.counters
         counters.requests += 1
         counters.requests_total += 1
-        if counters.requests_total == self._max_requests:
+        if counters.requests_total == self._max_requests and not self.observer.limit_reached():
             self.drain.begin(DrainKind.STOP)
 
     def exchange_left(self, exchange: object) -> None:

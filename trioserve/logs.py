@@ -230,14 +230,14 @@ class JSONFormatter(logging.Formatter):
 class _ConsoleHandler(logging.StreamHandler[TextIO]):
     """A handler of ours, told by its class from those that others have put on the logger."""
 
-    def __init__(self, stream: TextIO, config: Config, *, takes_access: bool) -> None:
+    def __init__(self, stream: TextIO, config: Config, *, takes_access: bool, use_colors: bool) -> None:
         super().__init__(stream)
         self._takes_access = takes_access
         self.addFilter(lambda record: (record.name == access_log.name) is takes_access)
         if config.log_format == "json":
             self.setFormatter(JSONFormatter())
         else:
-            self.setFormatter(TextFormatter(use_colors=_wants_colors(config.use_colors, stream)))
+            self.setFormatter(TextFormatter(use_colors=use_colors))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         """Fall silent once the stream is gone (``trioserve ... | head``); logging's own prints a trace per line."""
@@ -267,16 +267,22 @@ def _send_nowhere(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def _wants_colors(asked: bool | None, stream: TextIO) -> bool:
+def wants_colors(asked: bool | None, stream: TextIO | None) -> bool:
+    """Whether to colour what goes to a stream; ``asked`` is the option."""
     if asked is not None:
         return asked
     # https://no-color.org: present and not empty, whatever its value.
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _is_terminal(stream)
 
 
-def configure_logging(config: Config) -> None:
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def configure_logging(config: Config, *, colors_errors: bool | None = None) -> None:
     """Show what trioserve logs: access lines on stdout, everything else on stderr.
 
+    ``colors_errors``: whether stderr takes colours; None: as ``use_colors`` says, or if it is a terminal.
     For the command line and ``run()`` only. Touches trioserve's own loggers and no other; a second call replaces what
     the first one did.
     """
@@ -286,7 +292,9 @@ def configure_logging(config: Config) -> None:
     # Either is None in a process without a console (pythonw, a service), and run() may be called after a close().
     for stream, takes_access in ((sys.stderr, False), (sys.stdout, True)):
         if stream is not None and not stream.closed:
-            server_log.addHandler(_ConsoleHandler(stream, config, takes_access=takes_access))
+            colors = wants_colors(config.use_colors, stream) if takes_access or colors_errors is None else colors_errors
+            handler = _ConsoleHandler(stream, config, takes_access=takes_access, use_colors=colors)
+            server_log.addHandler(handler)
     # An application that calls logging.basicConfig() would otherwise repeat every line on the console.
     server_log.propagate = False
     server_log.setLevel(config.log_level.upper())

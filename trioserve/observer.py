@@ -35,4 +35,8 @@ class Observer:
 
     def application_failed(self, error: BaseException) -> None: ...
 
+    def limit_reached(self) -> bool:
+        """limit_max_requests is reached. True: whoever hears this sees to the end of the server; else it stops."""
+        return False
+
     def debug_received(self, info: PlainValues) -> None: ...

@@ -13,7 +13,7 @@ from .config import Config
 from .connection import Connections
 from .context import ServerContext
 from .drain import DrainKind
-from .errors import AppLoadError, BindError
+from .errors import AppLoadError, BindError, CertificateError, ConfigError
 from .metrics import Statistics, take_statistics
 from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all, bind_all
 from .net.tls import TLS, load_tls
@@ -24,8 +24,9 @@ from .types import AnyValue, ASGIApp, PlainValues, State
 class Server:
     """A running server. Exists only after a successful start; ``nursery.start`` returns it."""
 
-    def __init__(self, context: ServerContext, listeners: Sequence[Listener]) -> None:
+    def __init__(self, context: ServerContext, listeners: Sequence[Listener], tls: TLS | None) -> None:
         self._context = context
+        self._shared = Connections(context, tls)
         self._drain_began = trio.Event()
         self._grace = context.config.timeout_graceful_shutdown
         self._connections = trio.CancelScope()
@@ -51,11 +52,32 @@ class Server:
         ``grace``: seconds after which what still runs is cancelled; None means ``timeout_graceful_shutdown``. May be
         called again with a shorter grace. Does not wait; call it from Trio's thread.
         """
+        self._begin(DrainKind.STOP, grace)
+
+    def _begin(self, kind: DrainKind, grace: float | None) -> None:
         if grace is not None:
             self._grace = grace
-        self._context.drain.begin(DrainKind.STOP)
+        self._context.drain.begin(kind)
         if grace is not None:
             self._timer.set(trio.current_time() + grace)
+
+    def retire(self, grace: float | None = None) -> None:
+        """Begin to stop as one that has a successor on the same address: as ``shutdown``, but an idle connection stays
+        until its next request or the end of the grace, because closing it races with a request on its way.
+        """
+        self._begin(DrainKind.RETIRE, grace)
+
+    def reload_certificates(self) -> None:
+        """Read the certificates and the key again, from the same paths, for the handshakes from now on.
+
+        Open connections and handshakes in progress keep what they have. Raises CertificateError if the new files cannot
+        be used; the old certificates then stay. Does nothing without TLS. Call it from Trio's thread; it reads files.
+        """
+        try:
+            self._shared.tls = load_tls(self._context.config)
+        # Files may vanish while they are read: whoever renews them renames and replaces as we look.
+        except OSError as error:
+            raise CertificateError(f"the certificates or the key changed while they were read: {error}") from error
 
     def describe_waiting(self) -> str:
         """What a shutdown would wait for, in words: "3 requests, oldest GET /events 35 s"."""
@@ -71,10 +93,10 @@ class Server:
         self._context.observer.phase_changed(Phase.CANCELLING)
         self._connections.cancel()
 
-    async def run(self, listeners: Sequence[Listener], tls: TLS | None, task_status: trio.TaskStatus[Server]) -> None:
+    async def run(self, listeners: Sequence[Listener], task_status: trio.TaskStatus[Server]) -> None:
         """Accept and serve until the drain has ended. Raises what a listener of another make raises."""
         async with trio.open_nursery() as services:
-            connections = Connections(self._context, tls)
+            connections = self._shared
             services_scope = trio.CancelScope(shield=True)
             services.start_soon(_run_within, services_scope, connections)
             try:
@@ -139,9 +161,13 @@ async def serve(
     Error handling: a start that fails raises that error: ConfigError, BindError, CertificateError or LifespanError. A
     lifespan that ends while serving makes the server drain and raise LifespanError.
     """
+    config = merge_options(config, options)
+    if config.needs_supervisor:
+        asked = "reload" if config.reload else f"workers={config.workers}"
+        raise ConfigError(f"{asked} is for the command line and run(): serve() is one server in this process")
     await serve_observed(
         app,
-        merge_options(config, options),
+        config,
         sockets=sockets,
         listeners=listeners,
         observer=Observer(),
@@ -155,18 +181,23 @@ async def serve_observed(
     *,
     sockets: Iterable[Socket] = (),
     listeners: Iterable[trio.abc.Listener[trio.abc.Stream]] = (),
+    bound: Sequence[Listener] = (),
     observer: Observer,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """As serve, for one who wants to hear what happens."""
+    """As serve, for one who wants to hear what happens.
+
+    ``bound``: listeners that are ready; if there are any, no address of ``config`` is bound.
+    """
     observer.phase_changed(Phase.STARTING)
     given = list(sockets)
-    own = [Listener.from_listener(one, tls=False) for one in listeners]
+    own = [*bound, *(Listener.from_listener(one, tls=False) for one in listeners)]
     try:
         tls = load_tls(config)
         if config.factory:
             app = _call_factory(app)
-        own += await bind_all(config, given, bind_default=not (own or given))
+        if not bound:
+            own += await bind_all(config, given, bind_default=not (own or given))
         await _serve_started(app, config, own, tls, observer, task_status)
     finally:
         # First what needs no checkpoint, which a cancellation could cut; bind_all may not have been reached.
@@ -202,7 +233,7 @@ async def _serve_started(
                 except BindError as error:
                     failure = error
                 else:
-                    await Server(context, listeners).run(listeners, tls, task_status)
+                    await Server(context, listeners, tls).run(listeners, task_status)
         finally:
             observer.phase_changed(Phase.STOPPING)
             await lifespan.shutdown()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from ..bind import DescriptorBind, TCPBind, UnixBind
+from ..bind import DescriptorBind, NamedDescriptorBind, TCPBind, UnixBind
 from ..config import Config
 from ..errors import BindError
 
@@ -114,6 +114,24 @@ class Listener:
             return cls.from_socket(listener.socket, tls=tls)
         return cls(type(listener).__name__, None, None, tls, _accepting=listener)
 
+    @property
+    def raw_socket(self) -> trio.socket.SocketType:
+        """The bound socket; the listener still owns it."""
+        assert self._socket is not None
+        return self._socket
+
+    def twin(self) -> Listener | None:
+        """Another listener on the same TCP port, which gets its share of the connections (SO_REUSEPORT); None for a
+        listener of another kind. Raises BindError.
+        """
+        if self._socket is None or self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        with ExitStack() as opened:
+            made = opened.enter_context(_bind_one(self._socket.family, self._socket.getsockname(), shares_port=True))
+            listener = Listener.from_socket(made, tls=self.tls, address=self.address)
+            opened.pop_all()
+        return listener
+
     def listen(self, backlog: int) -> None:
         """Let clients connect; raises BindError, as the address may turn out to be taken only now."""
         if self._socket is None:
@@ -165,9 +183,13 @@ async def bind_all(config: Config, sockets: Iterable[Socket] = (), *, bind_defau
         descriptors: set[int] = set()
         for bind, tls in config.binds if bind_default or config.names_address else ():
             if isinstance(bind, TCPBind):
-                made = [Listener.from_socket(one, tls=tls) for one in await _bind_tcp(bind)]
+                bound = await _bind_tcp(bind, shares_port=config.reuse_port)
+                made = [Listener.from_socket(one, tls=tls) for one in bound]
             elif isinstance(bind, UnixBind):
                 made = [_bind_unix(bind, tls=tls, permissions=config.uds_permissions)]
+            elif isinstance(bind, NamedDescriptorBind):
+                # Only the command line and run() ask systemd for the numbers of its names.
+                raise BindError(errno.EBADF, "there is no inherited descriptor of this name", str(bind))
             elif bind.number not in descriptors:
                 descriptors.add(bind.number)
                 made = [_take_descriptor(bind, tls=tls)]
@@ -214,7 +236,7 @@ async def accept_forever(listener: Listener, handler: Callable[[trio.abc.Stream]
             handler(stream)
 
 
-async def _bind_tcp(bind: TCPBind) -> list[socket.socket]:
+async def _bind_tcp(bind: TCPBind, *, shares_port: bool) -> list[socket.socket]:
     """Bind each address of a host on one and the same port."""
     with _bind_errors(str(bind)):
         found = await trio.socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -224,7 +246,7 @@ async def _bind_tcp(bind: TCPBind) -> list[socket.socket]:
     while True:
         attempts -= 1
         try:
-            return _bind_each(addresses)
+            return _bind_each(addresses, shares_port=shares_port)
         except BindError as error:
             if not attempts or error.errno != errno.EADDRINUSE:
                 raise
@@ -233,14 +255,15 @@ async def _bind_tcp(bind: TCPBind) -> list[socket.socket]:
 _Name = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 
-def _bind_each(addresses: Sequence[tuple[int, _Name]]) -> list[socket.socket]:
+def _bind_each(addresses: Sequence[tuple[int, _Name]], *, shares_port: bool) -> list[socket.socket]:
     lacking: BindError | None = None
     sockets: list[socket.socket] = []
     port = 0
     with ExitStack() as opened:
         for family, (host, asked, *rest) in addresses:
             try:
-                bound = opened.enter_context(_bind_one(family, (host, port or asked, *rest)))
+                name = (host, port or asked, *rest)
+                bound = opened.enter_context(_bind_one(family, name, shares_port=shares_port))
             except BindError as error:
                 # A host name has an IPv6 address also where the kernel has IPv6 switched off: then the others will do.
                 if not (error.errno == errno.EAFNOSUPPORT or (error.errno == errno.EADDRNOTAVAIL and rest)):
@@ -255,10 +278,14 @@ def _bind_each(addresses: Sequence[tuple[int, _Name]]) -> list[socket.socket]:
     return sockets
 
 
-def _bind_one(family: int, name: tuple[object, ...]) -> socket.socket:
+def _bind_one(family: int, name: tuple[object, ...], *, shares_port: bool) -> socket.socket:
     with _bind_errors(str(TCPBind(str(name[0]), int(str(name[1]))))), ExitStack() as opened:
         made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
         made.setsockopt(socket.SOL_SOCKET, _REUSE_OPTION, 1)
+        if shares_port:
+            if not hasattr(socket, "SO_REUSEPORT"):
+                raise OSError(errno.ENOPROTOOPT, "this system has no SO_REUSEPORT")
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             # Without this [::] would also take IPv4's port, and 0.0.0.0 could not be bound beside it.
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

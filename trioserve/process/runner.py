@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 import sys
 
 import trio
@@ -14,14 +12,13 @@ from ..logs import configure_logging, server_log
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
 from ..types import AnyValue, ASGIApp
-from .loader import load_app, split_target, user_traceback
+from .banner import announce
+from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
+from .loader import load_app, split_target
+from .pool import Pool
 from .settings import COMMAND_LINE, Settings, read_settings
 from .signals import StopSignals
-
-EXIT_DRAINED = 0
-EXIT_CRASHED = 1
-EXIT_WRONG_USAGE = 2
-EXIT_CANNOT_START = 3
+from .supervisor import Supervisor
 
 
 def run(app: ASGIApp | str, config: Config | None = None, **options: AnyValue) -> None:
@@ -40,12 +37,21 @@ def run(app: ASGIApp | str, config: Config | None = None, **options: AnyValue) -
         else:
             changed = config.replace(**options)
             settings = Settings(changed, None, dict.fromkeys(changed.to_plain(), COMMAND_LINE))
+        _check_target(app, settings.config)
     except (ConfigError, AppLoadError) as error:
         # Logging is not configured yet: how is one of the settings that cannot be read.
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the reason is the comment above
         raise SystemExit(EXIT_WRONG_USAGE) from None
     if code := run_settings(app, settings, ends_process=False):
         raise SystemExit(code)
+
+
+def _check_target(app: ASGIApp | str, config: Config) -> None:
+    if config.needs_supervisor and not isinstance(app, str):
+        option = "reload" if config.reload else f"workers={config.workers}"
+        raise ConfigError(
+            f'{option} needs the application as text, such as "main:app", because each worker imports it for itself'
+        )
 
 
 def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) -> int:
@@ -58,16 +64,27 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     configure_logging(config)
     for warning in settings.warnings:
         server_log.warning(warning)
+    if config.needs_supervisor:
+        assert isinstance(app, str)
+        return _supervise(app, settings)
     with StopSignals(config, ends_process=ends_process) as signals:
         try:
             with signals.interrupting():
                 application = load_app(app, app_dir=config.app_dir, factory=config.factory)
         except AppLoadError as error:
-            return _report(error, EXIT_CANNOT_START)
+            return report_failure(error, EXIT_CANNOT_START)
         except KeyboardInterrupt:
             server_log.info("stopped before the start")
             return EXIT_DRAINED
         return _Run(application, app if isinstance(app, str) else _name_of(app), settings, signals).run()
+
+
+def _supervise(app: str, settings: Settings) -> int:
+    try:
+        return trio.run(Supervisor(app, settings, Pool).run)
+    except KeyboardInterrupt:  # before the loop listens for it
+        server_log.info("stopped before the start")
+        return EXIT_DRAINED
 
 
 def _name_of(app: ASGIApp) -> str:
@@ -90,7 +107,7 @@ class _Run(Observer):
     def run(self) -> int:
         error = trio.run(self._serve)
         if error is not None:
-            return _report(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
+            return report_failure(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
         if self._server is None:
             server_log.info("stopped before the start")
         else:
@@ -111,13 +128,7 @@ class _Run(Observer):
         """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
         assert value is not None
         self._server = value
-        config = self._settings.config
-        server_log.info("trioserve %s serves %s", read_version(), self._name)
-        for url in value.urls:
-            server_log.info("listening on %s", url)
-        codec = "h11" if config.http == "auto" else config.http
-        file = f"settings from {self._settings.file}; " if self._settings.file else ""
-        server_log.info("HTTP/1.1 by %s; %sCtrl-C stops", codec, file)
+        announce(self._name, value.urls, self._settings)
 
     def phase_changed(self, phase: Phase) -> None:
         self._signals.phase_changed(phase)
@@ -144,22 +155,3 @@ class _Run(Observer):
             server_log.info("stopping: waiting for %s; Ctrl-C again cuts them", self._server.describe_waiting())
         else:
             server_log.info("stopping")
-
-
-def _report(error: TrioserveError, code: int) -> int:
-    """Log why the process ends, with a trace only where the application raised; return the code it ends with."""
-    cause = error.__cause__ if isinstance(error, AppLoadError | LifespanError) else None
-    trace = None if cause is None else user_traceback(cause.__traceback__)
-    # A module with a syntax error has no frame of its own, and is the user's all the same.
-    is_users = cause is not None and (trace is not None or isinstance(error, AppLoadError))
-    exc_info = (type(cause), cause, trace) if cause is not None and is_users else None
-    server_log.log(logging.CRITICAL, "%s", error, exc_info=exc_info)
-    return code
-
-
-def read_version() -> str:
-    """The installed version; a bundle without metadata serves all the same."""
-    try:
-        return importlib.metadata.version("trioserve")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -1,7 +1,8 @@
 """Where the options of the command line and ``run()`` come from.
 
-The order is command line, environment, file, default; ``workers`` also takes WEB_CONCURRENCY, which the others overrule.
-Nothing else in trioserve reads the environment or files.
+The order is command line, environment, file, default; ``workers`` also takes WEB_CONCURRENCY, which the others
+overrule, and the sockets that systemd hands over are served when no source names an address. Nothing else in trioserve
+reads the environment or files, but for ``systemd``, which reads the variables of a service manager.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bind import DescriptorBind, NamedDescriptorBind, parse_bind
 from ..config import Config, options
 from ..errors import ConfigError
 from ..options import Option
 from ..types import AnyValue, PlainValues
+from .systemd import Inherited, receive_descriptors
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 _PREFIX = "TRIOSERVE_"
 _APP_VARIABLE = "TRIOSERVE_APP"
 _FILE_VARIABLE = "TRIOSERVE_CONFIG"
+_ADDRESSES = ("host", "port", "bind", "uds", "fd", "insecure_bind")
 _WORKERS_VARIABLE = "WEB_CONCURRENCY"  # what hosting platforms set
 _GRACE_IN_RELOAD = 2.0  # seconds; a developer waits for nothing, and an open event stream would end later anyway
 
@@ -57,8 +61,8 @@ def read_settings(given: Mapping[str, AnyValue], *, app: str | None = None, conf
 
     ``given`` are the options of the command line or of ``run()``. Reads the environment (after env_file, which is added
     to it and never overrides it) and ``config_file``, else ``trioserve.toml`` in the current folder, else
-    ``[tool.trioserve]`` of the nearest ``pyproject.toml`` from there upward. Raises ConfigError, which says where a bad
-    value came from.
+    ``[tool.trioserve]`` of the nearest ``pyproject.toml`` from there upward. Takes what systemd hands over, so only the
+    first call in a process sees it. Raises ConfigError, which says where a bad value came from.
     """
     command_line = _read_given(given, app)
     file, table = _find_file(config_file or os.environ.get(_FILE_VARIABLE) or None)
@@ -77,7 +81,10 @@ def read_settings(given: Mapping[str, AnyValue], *, app: str | None = None, conf
         sources[name] = DEFAULT
     _fill_in_processes(values, sources)
     target = values.pop("app", None)
-    return Settings(_make_config(values, sources), target, sources, file, tuple(_find_strange_variables()))
+    inherited = receive_descriptors()
+    config = _make_config(values, sources, inherited)
+    warnings = (*_find_strange_variables(), *_find_unserved(config, inherited))
+    return Settings(config, target, sources, file, warnings)
 
 
 def _fill_in_processes(values: PlainValues, sources: dict[str, str]) -> None:
@@ -92,13 +99,46 @@ def _fill_in_processes(values: PlainValues, sources: dict[str, str]) -> None:
         sources["workers"] = f"environment {_WORKERS_VARIABLE}"
 
 
-def _make_config(values: PlainValues, sources: Mapping[str, str]) -> Config:
+def _make_config(values: PlainValues, sources: dict[str, str], inherited: Sequence[Inherited]) -> Config:
     try:
+        _serve_inherited(values, sources, inherited)
         return Config(**values)
     except ConfigError as error:
-        # Each value was good in itself, so this is about two of them; the text begins with the name of one.
+        # Each value was good in itself, so this is about two of them, or one and what was inherited; the text begins
+        # with the name of one.
         source = sources.get(str(error).partition(" ")[0].partition("=")[0], DEFAULT)
         raise error if source in (DEFAULT, COMMAND_LINE) else ConfigError(f"{error} ({source})") from None
+
+
+def _serve_inherited(values: PlainValues, sources: dict[str, str], inherited: Sequence[Inherited]) -> None:
+    """Put numbers in the place of systemd's names; where no address is named, serve all that was handed over."""
+    if inherited and all(values.get(name) in (None, ()) for name in _ADDRESSES):
+        values["bind"] = tuple(f"fd:{one.number}" for one in inherited)
+        sources["bind"] = "systemd LISTEN_FDS"
+    for name in ("bind", "insecure_bind"):
+        if name in values:
+            values[name] = tuple(text for given in values[name] for text in _resolve(name, given, inherited))
+
+
+def _resolve(name: str, text: str, inherited: Sequence[Inherited]) -> list[str]:
+    """The addresses that one address of an option stands for."""
+    bind = parse_bind(text)
+    if not isinstance(bind, NamedDescriptorBind):
+        return [text]
+    # A socket unit with several ListenStream= gives all of them one name.
+    found = [f"fd:{one.number}" for one in inherited if one.name == bind.name]
+    if not found:
+        names = ", ".join(repr(one.name) for one in inherited) or "none"
+        raise ConfigError(f"{name} names the socket {bind.name!r}, but systemd handed over {names}")
+    return found
+
+
+def _find_unserved(config: Config, inherited: Iterable[Inherited]) -> Iterator[str]:
+    """A warning for each socket that systemd listens on and nobody will answer."""
+    served = {bind.number for bind, _ in config.binds if isinstance(bind, DescriptorBind)}
+    for number, name in inherited:
+        if number not in served:
+            yield f"systemd handed over the socket {name!r} (fd {number}), which nothing listens on"
 
 
 def _overruled_addresses(layers: Iterable[_Layer]) -> list[str]:

@@ -6,11 +6,14 @@ blocked.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from enum import Enum
 from types import FrameType, TracebackType
 
 import trio
@@ -19,8 +22,12 @@ from ..config import Config
 from ..observer import Phase
 from .deadline import HardDeadline
 
+ABORT: int = signal.SIGTERM if sys.platform == "win32" else signal.SIGABRT
+"""Ends a process after the interpreter has printed the stacks, where the system can."""
+
 # Ctrl-C, a polite kill, and Ctrl-Break, which is the only one a console program on Windows can be sent.
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+_STOP_NAMES = ("INT", "TERM", "BREAK")
+_SIGNALS = [getattr(signal, f"SIG{name}") for name in _STOP_NAMES if hasattr(signal, f"SIG{name}")]
 
 
 class StopSignals:
@@ -112,3 +119,129 @@ class StopSignals:
         # Not logged: this is the signal handler, and what it interrupted may be in the middle of logging.
         with contextlib.suppress(OSError):
             os.write(self._hard.output, text.encode())
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """A Ctrl-C waits until the end of the block, also for threads and processes that are started in it.
+
+    Such a process must call ``take_interrupts`` in time.
+    """
+    if sys.platform == "win32":  # pragma: no cover - there each process of a console gets its own
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def signal_name(number: int) -> str:
+    """Such as "signal SIGKILL"; numbers without a name are shown as they are."""
+    try:
+        return f"signal {signal.Signals(number).name}"
+    except ValueError:
+        return f"signal {number}"
+
+
+class Heard(Enum):
+    """What a signal asks of a supervisor, or of one server in its own process."""
+
+    STOP = "STOP"
+    ROLL = "HUP"
+    MORE = "TTIN"
+    FEWER = "TTOU"
+    DUMP = "USR1"
+
+
+@contextlib.contextmanager
+def hear_signals(*wanted: Heard) -> Iterator[AsyncIterator[Heard]]:
+    """Take over these signals, all if none is named, and give what they ask as it comes.
+
+    Outside the main thread nothing comes. The end of the terminal that we were started in is a STOP.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        send, receive = trio.open_memory_channel[Heard](0)
+        with send:
+            yield receive
+        return
+    meanings = {
+        getattr(signal, f"SIG{name}"): heard
+        for heard in wanted or Heard
+        for name in (_STOP_NAMES if heard is Heard.STOP else (heard.value,))
+        if hasattr(signal, f"SIG{name}")
+    }
+    terminal = _Terminal()
+    with trio.open_signal_receiver(*meanings) as numbers:
+        yield (Heard.STOP if terminal.has_gone(number) else meanings[number] async for number in numbers)
+
+
+class _Terminal:
+    """Tells the SIGHUP of a terminal that has gone from one that somebody sent."""
+
+    def __init__(self) -> None:
+        # Under nohup the end of the terminal is nothing to us.
+        hangup = getattr(signal, "SIGHUP", None)
+        self._counts = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN and self._is_there()
+
+    def has_gone(self, number: int) -> bool:
+        return self._counts and number == signal.SIGHUP and not self._is_there()
+
+    def _is_there(self) -> bool:
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        except OSError:
+            return False
+        return True
+
+
+class WorkerSignals:
+    """A worker's signals: a Ctrl-C is for the supervisor, which hears it too, and a SIGTERM is told to ``terminated``.
+
+    Entered in the main thread, for the rest of the process.
+    """
+
+    def __init__(self, terminated: Callable[[], None]) -> None:
+        self._terminated = terminated
+        self._interrupts = False
+
+    def take_over(self) -> None:
+        # Not SIG_IGN, which what the application starts would inherit.
+        signal.signal(signal.SIGINT, _ignore)
+        for name in ("SIGTERM", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._handle)
+        if sys.platform != "win32":
+            # The end of a terminal is the supervisor's affair, too.
+            signal.signal(signal.SIGHUP, _ignore)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """``interrupt`` and a SIGTERM raise KeyboardInterrupt in this block: imports, before there is an event loop."""
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
+
+    def interrupt(self) -> None:
+        """From another thread: do in the main thread what a SIGTERM does, if it is interrupting."""
+        if not self._interrupts:
+            return
+        if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
+            _thread.interrupt_main(signal.SIGTERM)
+        else:
+            # Sent to that very thread, so that it also ends a wait there.
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGTERM)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._terminated()
+        if self._interrupts:
+            raise KeyboardInterrupt
+
+
+def _ignore(number: int, frame: FrameType | None) -> None: ...

@@ -1,0 +1,148 @@
+"""What a process is doing, as text: the tasks of its event loop and the stacks of its threads.
+
+Both may be asked for from any thread, whether the event loop is blocked, waiting or running. What is told of a loop
+that goes on meanwhile is no picture of one moment: a task that moves can be missed or told twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import CodeType, FrameType
+
+import trio
+
+from .types import AnyValue
+
+TASK_LIMIT = 2000
+"""Tasks that are shown with where they wait; of the others, only how many they are."""
+
+FRAME_LIMIT = 12
+"""Frames shown of each task, the innermost. A wait for a socket takes eight of them inside Trio."""
+
+# Trio's root task nests three nurseries: that of TrioToken.run_sync_soon, that of the system tasks, that of main.
+_SYSTEM_NURSERIES = 2
+_SYSTEM_TASK_LIMIT = 20
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A task in the tree. ``nursery`` says which of its parent's nurseries it is in, if that has several."""
+
+    depth: int
+    task: trio.lowlevel.Task
+    nursery: str
+
+    @property
+    def is_running(self) -> bool:
+        return self.task.coro.cr_running
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Where a function has got to. Not its frame: whoever holds that keeps the function's variables alive."""
+
+    code: CodeType
+    line: int | None  # None between two lines, at code that belongs to none
+    module: dict[str, AnyValue]
+
+    @classmethod
+    def of(cls, frame: FrameType, line: int | None) -> _Call:
+        return cls(frame.f_code, line, frame.f_globals)
+
+    def __str__(self) -> str:
+        return f"{self.code.co_filename}:{self.line or '?'} in {self.code.co_qualname}"
+
+
+def format_task_tree(root: trio.lowlevel.Task) -> str:
+    """Describe all tasks under Trio's root task: each in a line, below it where it waits, the innermost frame last.
+
+    ``root`` is what ``trio.lowlevel.current_root_task()`` returns in the event loop. The line of a task that waits for
+    its children is that of the nursery's ``async with``. A running task has no place where it waits: it says
+    "running", and the stack of the event loop's thread says the rest. Of system tasks there are only the names.
+    """
+    nurseries = root.child_nurseries
+    places = _walk(nurseries[_SYSTEM_NURSERIES:])
+    lines = ["Tasks, each with where it waits, the most recent call last:"]
+    for place in islice(places, TASK_LIMIT):
+        lines += _describe_task(place)
+    # The rest of the same walk. One of them may be the one that the reader is after.
+    rest = list(places)
+    if rest:
+        lines.append(f"... and {len(rest)} more")
+        lines += [f"running: {_name_of(place.task)}" for place in rest if place.is_running]
+    system = [_name_of(child.task) for child in _children(nurseries[:_SYSTEM_NURSERIES], 0)]
+    more = f", and {len(system) - _SYSTEM_TASK_LIMIT} more" if len(system) > _SYSTEM_TASK_LIMIT else ""
+    lines.append(f"System tasks: {', '.join(system[:_SYSTEM_TASK_LIMIT])}{more}")
+    return "\n".join(lines)
+
+
+def _walk(nurseries: Sequence[trio.Nursery]) -> Iterator[_Place]:
+    """All tasks in these nurseries, each before its children."""
+    # Not recursive: nurseries nest as deep as programs like.
+    ahead = _children(nurseries, 0)[::-1]
+    while ahead:
+        place = ahead.pop()
+        yield place
+        ahead += _children(place.task.child_nurseries, place.depth + 1)[::-1]
+
+
+def _children(nurseries: Sequence[trio.Nursery], depth: int) -> list[_Place]:
+    found = []
+    for number, nursery in enumerate(nurseries, 1):
+        words = f" (nursery {number} of {len(nurseries)})" if len(nurseries) > 1 else ""
+        # Trio keeps a set and hands out a copy. Copying a set runs no Python code, so the event loop, which may be
+        # running in its own thread, cannot change it in between.
+        tasks = sorted(nursery.child_tasks, key=_name_of)
+        found += [_Place(depth, task, words) for task in tasks]
+    return found
+
+
+def _name_of(task: trio.lowlevel.Task) -> str:
+    # A name is any text of the application's: without the escapes of repr() it could be several lines.
+    return repr(task.name)[1:-1]
+
+
+def _describe_task(place: _Place) -> list[str]:
+    margin = "  " * place.depth
+    lines = [f"{margin}- {_name_of(place.task)}{place.nursery}"]
+    if place.is_running:
+        return [*lines, f"{margin}    running"]
+    calls: list[_Call] = []
+    # The task may go on while it is looked at: then a generator that it waited in can lose its frame under Trio's
+    # hands, and what was found so far is all there is to tell.
+    with contextlib.suppress(AttributeError):
+        calls += (_Call.of(*one) for one in place.task.iter_await_frames())
+    if len(calls) > FRAME_LIMIT:
+        lines.append(f"{margin}    ...")
+    return lines + [f"{margin}    {call}" for call in calls[-FRAME_LIMIT:]]
+
+
+def format_thread_stacks() -> str:
+    """Describe what every thread is doing, the main thread first; the thread that asks is left out."""
+    stacks = _take_stacks()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    main = threading.main_thread().ident
+    lines = ["Threads, the most recent call last:"]
+    for identifier in sorted(stacks, key=lambda one: one != main):
+        # A thread that was not started from Python has no name.
+        lines.append(f"- {names.get(identifier, identifier)}")
+        for call in reversed(stacks[identifier]):
+            source = linecache.getline(call.code.co_filename, call.line or 0, call.module).strip()
+            lines.append(f"    {call}{': ' if source else ''}{source}")
+    return "\n".join(lines)
+
+
+def _take_stacks() -> dict[int, list[_Call]]:
+    """The calls that all threads but this one are in, innermost first, by the threads' identifiers."""
+    # All at once, before anything is done with them: reading a source file lets the other threads run on.
+    frames = sys._current_frames()
+    # Our own would also make a cycle with this call's variables, and keep whatever they refer to.
+    del frames[threading.get_ident()]
+    return {identifier: [_Call.of(*one) for one in traceback.walk_stack(top)] for identifier, top in frames.items()}

@@ -1,0 +1,59 @@
+"""A worker's link to its supervisor: two pipes, one of orders and one of reports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from .job import Job, Order, Report, read_order, report_line
+from .pipes import open_inherited
+
+
+class SupervisorLink:
+    """The worker's ends of the pipes. ``report`` may be called from any thread, and in a signal handler.
+
+    The orders are read in a thread, so that they, and the end of the supervisor, are heard during imports and while
+    the event loop is blocked.
+    """
+
+    def __init__(self, number: int) -> None:
+        # Not a file object, whose lock the thread would hold when the interpreter ends.
+        self._lines = _read_lines(open_inherited(number, writes=False))
+        self._reports = self._errors = -1
+
+    def read_job(self) -> Job | None:
+        """Wait for the job; None if the supervisor ended before it gave one."""
+        line = next(self._lines, None)
+        if line is None:
+            return None
+        job = Job.from_line(line)
+        self._reports = open_inherited(job.reports, writes=True)
+        self._errors = open_inherited(job.errors, writes=False)
+        return job
+
+    def listen(self, take: Callable[[Order], None], lost: Callable[[], None]) -> None:
+        """Call ``take`` for each order, and ``lost`` when the supervisor has ended, in a thread of ours."""
+        threading.Thread(target=self._listen, args=(take, lost), name="trioserve orders", daemon=True).start()
+
+    def _listen(self, take: Callable[[Order], None], lost: Callable[[], None]) -> None:
+        for line in self._lines:
+            take(read_order(line))
+        # The supervisor showed what we wrote there, and is gone.
+        with contextlib.suppress(OSError):
+            os.dup2(self._errors, 2)
+        lost()
+
+    def report(self, report: Report) -> None:
+        """Tell the supervisor; what it cannot take is lost, as the beats for one that is stopped."""
+        with contextlib.suppress(OSError):
+            os.write(self._reports, report_line(report))
+
+
+def _read_lines(descriptor: int) -> Iterator[bytes]:
+    """The whole lines that come, until the other end is closed."""
+    rest = b""
+    while data := os.read(descriptor, 65536):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines

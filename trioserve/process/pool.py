@@ -1,0 +1,198 @@
+"""Slots, each of which keeps one worker running, and what is done with them together."""
+
+from __future__ import annotations
+
+import itertools
+
+import trio
+
+from ..bell import Bell
+from ..logs import server_log
+from .child import Worker
+from .exits import EXIT_CANNOT_START, EXIT_CRASHED
+from .job import Order
+from .signals import Heard
+from .supervisor import Supervisor
+
+YOUNG = 10.0
+"""Seconds that a worker must have served, or its death is one of a crash loop."""
+
+CRASHES_IN_A_ROW = 5
+"""Young workers that may die one after the other, with none that serves, before the server stops."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
+"""Seconds before a worker that died young is replaced; doubled each time."""
+
+
+class Pool:
+    """The slots. Starts the first worker alone: an application that cannot start is heard of once."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._slots: list[Slot] = []
+        self._nursery: trio.Nursery | None = None
+        self._has_served = False
+        self._numbers = itertools.count()
+        self._crashes = 0
+        self._roll = Bell()
+
+    async def run(self) -> None:
+        """Keep the workers running until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self._add_slot)
+            for _ in range(self._supervisor.config.workers - 1):
+                self._nursery.start_soon(self._add_slot)
+            await self._roll_forever()
+
+    async def _add_slot(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        slot = Slot(next(self._numbers), self, self._supervisor)
+        self._slots.append(slot)
+        await slot.run(task_status)
+        await self._supervisor.sockets.close_slot(slot.number)
+
+    # Signals
+
+    def heard(self, signal: Heard) -> None:
+        if not self._has_served:
+            server_log.warning("signal %s is ignored until the first worker is ready", signal.value)
+        elif signal is Heard.ROLL:
+            self._roll.ring()
+        elif signal is Heard.MORE:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._add_slot)
+            server_log.info("one worker more: %d", len(self._slots) + 1)
+        elif signal is Heard.FEWER:
+            self._remove_slot()
+
+    def _remove_slot(self) -> None:
+        if len(self._slots) == 1:
+            server_log.warning("the last worker stays; to stop the server use SIGTERM")
+            return
+        slot = self._slots.pop()
+        server_log.info("one worker fewer: %d", len(self._slots))
+        if self._supervisor.config.reuse_port:
+            server_log.warning("connections that wait in the queue of its listener may be reset")
+        slot.close()
+
+    async def _roll_forever(self) -> None:
+        while True:
+            await self._roll.wait()
+            await self._roll_once()
+
+    async def _roll_once(self) -> None:
+        """Replace every worker, one after the other; stop at the first that has no successor."""
+        server_log.info("replacing %d workers, one after the other", len(self._slots))
+        self._supervisor.notifier.reloading()
+        for slot in list(self._slots):
+            if slot in self._slots and not await slot.replace():
+                server_log.error("the new worker cannot start, so the old ones stay")
+                break
+        else:
+            server_log.info("all workers are replaced")
+        self._supervisor.serving()
+
+    # What the slots tell
+
+    def ready(self) -> None:
+        self._has_served = True
+        self._supervisor.serving()
+
+    async def failed(self, *, young: bool) -> None:
+        """A worker has ended or could not start; returns when the next may be tried.
+
+        Stops the server if it was the first, or one too many.
+        """
+        self._crashes = self._crashes + 1 if young else 0
+        if not self._has_served:
+            self._supervisor.stop(EXIT_CANNOT_START)
+        elif self._crashes >= CRASHES_IN_A_ROW and not any(one.serves for one in self._supervisor.workers):
+            server_log.critical("%d workers in a row have died within seconds, so the server stops", self._crashes)
+            self._supervisor.stop(EXIT_CRASHED)
+        if young:
+            await trio.sleep(min(_FIRST_PAUSE * 2 ** (self._crashes - 1), _LONGEST_PAUSE))
+
+
+class Slot:
+    """Keeps one worker running, replaces it, and lets its last one finish when the slot closes."""
+
+    def __init__(self, number: int, pool: Pool, supervisor: Supervisor) -> None:
+        self.number = number
+        self._pool = pool
+        self._supervisor = supervisor
+        self._scope = trio.CancelScope()
+        self._news = Bell()
+        self._workers: list[Worker] = []  # the one that serves, and its successor while that starts
+        self._asked: _Replacement | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Keep a worker running until the slot closes; ``started`` once the first is ready."""
+        try:
+            with self._scope:
+                await self._fill()
+                task_status.started()
+                while True:
+                    await self._look_after(self._workers[0])
+        finally:
+            for worker in self._workers:
+                worker.order(Order.RETIRE)
+            self._answer(is_done=True)  # there is nothing left to replace
+
+    def close(self) -> None:
+        self._scope.cancel()
+
+    async def replace(self) -> bool:
+        """Start a successor, and retire the worker once that is ready; False, and it stays, if that fails."""
+        asked = self._asked = _Replacement()
+        self._news.ring()
+        await asked.ended.wait()
+        return asked.is_done
+
+    async def _fill(self) -> None:
+        while await self._start() is None:
+            await self._pool.failed(young=True)
+
+    async def _look_after(self, worker: Worker) -> None:
+        if worker.has_ended:
+            self._workers.remove(worker)
+            await self._pool.failed(young=worker.seconds_served < YOUNG)
+            await self._fill()
+        elif self._asked is not None or worker.is_worn or worker.is_leaving:
+            successor = await self._start()
+            if successor is not None:
+                worker.order(Order.RETIRE)
+                self._workers.remove(worker)
+            self._answer(is_done=successor is not None)
+            if successor is None:
+                await self._pool.failed(young=True)
+        else:
+            await self._news.wait()
+
+    async def _start(self) -> Worker | None:
+        """Start a worker, and wait until it is ready; None if it does not come to that."""
+        try:
+            worker = await self._supervisor.start_worker(self.number, self._news.ring)
+        except OSError as error:  # a BindError is one, too
+            server_log.error("cannot start a worker: %s", error.strerror or error)
+            return None
+        self._workers.append(worker)
+        while not worker.has_ended and worker.ready_at is None:
+            await self._news.wait()
+        if worker.ready_at is None:
+            self._workers.remove(worker)
+            return None
+        self._pool.ready()
+        return worker
+
+    def _answer(self, *, is_done: bool) -> None:
+        if self._asked is not None:
+            self._asked.is_done = is_done
+            self._asked.ended.set()
+            self._asked = None
+
+
+class _Replacement:
+    """What one roll asked of a slot."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.is_done = False

@@ -1,0 +1,152 @@
+"""The supervisor: an ordinary Trio program that keeps workers running, and ends when the last of them has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from ..errors import StartupError
+from ..logs import server_log
+from ..net.tls import load_tls
+from .banner import announce
+from .child import Worker
+from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .job import Order
+from .settings import Settings
+from .signals import Heard, hear_signals
+from .sockets import Sockets
+from .systemd import Notifier
+
+
+class Keeper(Protocol):
+    """What decides when workers start and retire: the pool of slots, or the reloader."""
+
+    async def run(self) -> None:
+        """Keep workers running until cancelled."""
+
+    def heard(self, signal: Heard) -> None:
+        """A signal has come that is not about stopping, nor a DUMP."""
+
+
+class Supervisor:
+    """Owns the sockets and the processes; a keeper decides when workers start and retire."""
+
+    def __init__(self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper]) -> None:
+        self._app = app
+        self._settings = settings
+        self.config = settings.config
+        self.sockets = Sockets(self.config)
+        self.workers: list[Worker] = []
+        """All that run, also those that are starting or leaving."""
+        self.notifier = Notifier.from_environment()
+        self._keeper = make_keeper(self)
+        self._processes: trio.Nursery | None = None
+        self._keeping = trio.CancelScope()
+        self._exit_code = EXIT_DRAINED
+        self._stops = 0
+        self._has_announced = False
+
+    async def run(self) -> int:
+        """Serve until told to stop, and return the exit code."""
+        async with trio.open_nursery() as services:
+            await services.start(self._hear_signals)
+            services.start_soon(self._feed_watchdog)
+            try:
+                load_tls(self.config)  # only to fail before anything starts; each worker makes its own
+                await self.sockets.bind()
+                async with trio.open_nursery() as self._processes:
+                    with self._keeping:
+                        await self._keeper.run()
+                    await self._end()
+            except StartupError as error:
+                return report_failure(error, EXIT_CANNOT_START)
+            finally:
+                await self.sockets.aclose()
+                services.cancel_scope.cancel()
+        if not self._exit_code:
+            server_log.info("stopped" if self._has_announced else "stopped before the start")
+        return self._exit_code
+
+    # For the keeper
+
+    async def start_worker(self, slot: int, on_news: Callable[[], None]) -> Worker:
+        """Start a process, and return without waiting for it to be ready; it ends by itself or by an order.
+
+        ``on_news`` is called when anything about it changes. Raises OSError, or BindError, if it cannot be started.
+        """
+        assert self._processes is not None
+        worker = Worker(self._app, self.config, self.sockets.of_slot(slot), on_news)
+        await self._processes.start(self._attend, worker)
+        return worker
+
+    def serving(self) -> None:
+        """A worker is ready."""
+        status = f"{sum(one.serves for one in self.workers)} workers serve"
+        self.notifier.ready(status)
+        if not self._has_announced:
+            self._has_announced = True
+            announce(self._app, self.sockets.urls, self._settings)
+
+    def stop(self, exit_code: int = EXIT_DRAINED) -> None:
+        """Begin to stop; the first exit code that is no success stays."""
+        self._exit_code = self._exit_code or exit_code
+        self._keeping.cancel()
+
+    # Processes
+
+    async def _attend(self, worker: Worker, task_status: trio.TaskStatus[None]) -> None:
+        self.workers.append(worker)
+        try:
+            await worker.run(task_status)
+        finally:
+            self.workers.remove(worker)
+        if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
+            return  # it has said why
+        if not worker.exit_code and worker.is_leaving:
+            server_log.info("%s has ended", worker.name)
+            return
+        server_log.error("%s", worker.describe_end())
+        if self._keeping.cancel_called and worker.ready_at is not None:
+            self._exit_code = self._exit_code or EXIT_CRASHED
+
+    async def _end(self) -> None:
+        self.notifier.stopping("waiting for the workers")
+        for worker in self.workers:
+            worker.order(Order.STOP)
+        # New connections are refused from here on, whatever the workers still have to do.
+        await self.sockets.aclose()
+
+    # Signals
+
+    async def _hear_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with hear_signals() as signals:
+            task_status.started()
+            async for signal in signals:
+                if signal is Heard.STOP:
+                    self._stop_asked()
+                elif signal is Heard.DUMP:
+                    for worker in self.workers:
+                        worker.order(Order.DUMP)
+                elif not self._stops:
+                    self._keeper.heard(signal)
+
+    def _stop_asked(self) -> None:
+        self._stops += 1
+        if self._stops == 1:
+            count = len(self.workers)
+            server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
+            self.stop()
+        else:
+            server_log.warning("cancelling what the workers still do")
+            for worker in self.workers:
+                worker.order(Order.CANCEL)
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd's watchdog that all is well, as long as some worker's event loop runs."""
+        interval = self.notifier.watchdog_interval
+        while interval is not None:
+            if any(one.seconds_silent < 2 * interval for one in self.workers) or not self._has_announced:
+                self.notifier.watchdog()
+            await trio.sleep(interval)

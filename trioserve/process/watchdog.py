@@ -1,0 +1,132 @@
+"""Notices that the event loop is blocked, and says where.
+
+Whatever the event loop could say of itself, it cannot while it is blocked. So a thread watches for its beats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import trio
+
+from ..inspector import format_task_tree, format_thread_stacks
+from ..logs import server_log
+
+BEATS = 4
+"""Beats of the event loop, and looks of the thread, in one timeout."""
+
+PATIENCE = 1.0
+"""Seconds that logging has to take a record, and then the output."""
+
+
+class Watchdog:
+    """A thread that notices when the event loop is blocked, and says where.
+
+    timeout: seconds without a beat after which the loop counts as blocked. The stacks of all threads and the tree of
+    all tasks are then logged, and once the loop goes on, that it does.
+    report: called in that thread with the seconds without a beat, once per blockage, after all that was logged.
+    output: a descriptor to write to if logging does not take a record within a second. Not owned.
+    on_beat: called in the event loop at each beat, four times in each timeout.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        report: Callable[[float], None],
+        *,
+        output: int = 2,
+        on_beat: Callable[[], None] | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._period = timeout / BEATS
+        self._report = report
+        self._output = output
+        self._on_beat = on_beat
+        self._last_beat = 0.0
+
+    async def run(self) -> None:
+        """Beat, and be watched, until cancelled. The thread ends then, as soon as what it is saying is said."""
+        self._last_beat = time.monotonic()
+        ended = threading.Event()
+        root = trio.lowlevel.current_root_task()
+        assert root is not None  # in a task there is one
+        threading.Thread(target=self._watch, args=(root, ended), name="trioserve watchdog", daemon=True).start()
+        try:
+            while True:
+                self._last_beat = time.monotonic()
+                if self._on_beat is not None:
+                    self._on_beat()
+                await trio.sleep(self._period)
+        finally:
+            # A cancellation is a sign of life too. The thread is not waited for: it may be waiting for the log.
+            self._last_beat = time.monotonic()
+            ended.set()
+
+    def _watch(self, root: trio.lowlevel.Task, ended: threading.Event) -> None:
+        """The thread."""
+        alive = self._last_beat  # from here on the silence counts: the last beat, or later if nothing could beat
+        is_blocked = False
+        while True:
+            was_stopped = self._is_stopped_in_wait(ended)
+            beat = self._last_beat
+            if is_blocked and beat > alive:
+                is_blocked = False
+                self._say(logging.WARNING, f"the event loop goes on after {beat - alive:.1f} s")
+            if ended.is_set():
+                return
+            if is_blocked:
+                continue
+            alive = time.monotonic() if was_stopped else max(alive, beat)
+            silence = time.monotonic() - alive
+            if silence > self._timeout:
+                is_blocked = True
+                stacks, tasks = format_thread_stacks(), format_task_tree(root)
+                self._say(logging.ERROR, f"the event loop has been blocked for {silence:.1f} s\n{stacks}\n{tasks}")
+                self._report(silence)
+
+    def _is_stopped_in_wait(self, ended: threading.Event) -> bool:
+        """Wait until the next look; True if in the meantime the process as a whole did not run.
+
+        It may have been stopped and continued (SIGSTOP, a frozen container, a suspended laptop), or be starved by the
+        rest of the machine. Then this thread wakes late as well, and the loop is not to blame.
+        """
+        began, used = time.monotonic(), time.process_time()
+        ended.wait(self._period)
+        late = time.monotonic() - began - self._period
+        # This thread also wakes late if native code keeps the interpreter's lock: a search with an unlucky regular
+        # expression, say. The loop is blocked by that as well, and the processor time tells the two apart.
+        return late > self._period and time.process_time() - used < late / 2
+
+    def _say(self, level: int, text: str) -> None:
+        # The blocked thread may hold the lock of a logging handler, or have filled the pipe behind one: then neither
+        # logging nor writing would ever return. What logging takes after all, later, is said twice.
+        if not _is_done_in_time(lambda: server_log.log(level, "%s", text)):
+            line = f"{logging.getLevelName(level).lower()}: {text}\n"
+            _is_done_in_time(lambda: _write(self._output, line.encode(errors="backslashreplace")))
+
+
+def _is_done_in_time(action: Callable[[], None]) -> bool:
+    """Do something in a thread of its own, which is left to itself if it takes longer than PATIENCE."""
+    done = threading.Event()
+
+    def do() -> None:
+        action()
+        done.set()
+
+    try:
+        threading.Thread(target=do, name="trioserve watchdog's log", daemon=True).start()
+    except RuntimeError:  # too many threads or too little memory for one more, or the interpreter is about to end
+        return False
+    return done.wait(PATIENCE)
+
+
+def _write(output: int, data: bytes) -> None:
+    # Whoever read it may have gone, and there is nobody left to tell.
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(output, data) :]

@@ -1,0 +1,207 @@
+"""A worker: one server in a process of its own, started afresh as ``python -m trioserve.process.worker N``.
+
+N is the number of the pipe through which the supervisor tells it everything, and whose end tells that the supervisor
+has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import trio
+
+from ..errors import AppLoadError, LifespanError, StartupError
+from ..inspector import format_task_tree, format_thread_stacks
+from ..logs import configure_logging, server_log
+from ..net.listeners import Listener
+from ..observer import Observer, Phase
+from ..server import Server, serve_observed
+from ..types import ASGIApp
+from .deadline import HardDeadline, show_crashes
+from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .job import Job, Order, PassedSocket, Report
+from .link import SupervisorLink
+from .loader import load_app
+from .pipes import open_shared
+from .signals import WorkerSignals
+from .watchdog import Watchdog
+
+
+class WorkerRun(Observer):
+    """One worker's life; also the task status that hears of the start.
+
+    Orders come in the thread that reads them, and in the signal handler; what is done about them is done in the event
+    loop. The hard deadline alone is set at once, as the loop may be blocked.
+    """
+
+    def __init__(self, job: Job, link: SupervisorLink) -> None:
+        self._job = job
+        self._link = link
+        self._hard = HardDeadline(job.config)
+        self._hard.open()
+        self._signals = WorkerSignals(self._terminated)
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._asked: list[Order] = []
+        self._server: Server | None = None
+        self._serves = trio.Event()
+        self._scope = trio.CancelScope()
+
+    def run(self) -> int:
+        """Serve until told to stop, and return the exit code."""
+        self._signals.take_over()
+        self._link.listen(self._take, self._supervisor_lost)
+        try:
+            with self._signals.interrupting():
+                if self._asked:
+                    return EXIT_DRAINED
+                config = self._job.config
+                application = load_app(self._job.app, app_dir=config.app_dir, factory=config.factory)
+        except AppLoadError as error:
+            return report_failure(error, EXIT_CANNOT_START)
+        except KeyboardInterrupt:
+            return EXIT_DRAINED
+        failure = trio.run(self._serve, application)
+        if failure is None:
+            return EXIT_DRAINED
+        return report_failure(failure, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
+
+    async def _serve(self, app: ASGIApp) -> StartupError | LifespanError | None:
+        self._token = trio.lowlevel.current_trio_token()
+        for order in list(self._asked):
+            self._obey(order)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            try:
+                with self._scope:
+                    listeners = [_open_listener(one) for one in self._job.sockets]
+                    await serve_observed(app, self._job.config, bound=listeners, observer=self, task_status=self)
+            except (StartupError, LifespanError) as error:
+                return error
+            finally:
+                nursery.cancel_scope.cancel()
+        return None
+
+    async def _beat(self) -> None:
+        await self._serves.wait()
+        if self._job.checks_health:
+            config, link = self._job.config, self._link
+            watchdog = Watchdog(
+                config.timeout_worker_healthcheck,
+                lambda seconds: link.report(Report.BLOCKED),
+                on_beat=lambda: link.report(Report.BEAT),
+            )
+            await watchdog.run()
+
+    # What the server tells
+
+    def started(self, value: Server | None = None) -> None:
+        """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
+        assert value is not None
+        self._server = value
+        self._serves.set()
+        self._link.report(Report.READY)
+
+    def limit_reached(self) -> bool:
+        # The supervisor retires us once there is a successor, so that no connection waits for one.
+        self._link.report(Report.WORN)
+        return True
+
+    def phase_changed(self, phase: Phase) -> None:
+        self._hard.phase_changed(phase)
+        if phase is Phase.DRAINING and self._server is not None and self._server.statistics().connections:
+            self._log(logging.INFO, "stopping: waiting for %s", self._server.describe_waiting())
+        elif phase is Phase.CANCELLING:
+            seconds = self._job.config.timeout_hard_shutdown
+            self._log(logging.WARNING, "cancelled what still runs; the process ends in %g s if that does not", seconds)
+
+    # What is asked of it
+
+    def _take(self, order: Order) -> None:
+        """An order from the supervisor, in the thread that reads them."""
+        if order is Order.DUMP:
+            self._dump()
+            return
+        self._stop(order)
+        self._signals.interrupt()
+
+    def _supervisor_lost(self) -> None:
+        self._log(logging.WARNING, "the supervisor has ended, so this worker stops, too")
+        self._take(Order.STOP)
+
+    def _terminated(self) -> None:
+        """A SIGTERM of our own, in the signal handler."""
+        self._link.report(Report.RETIRING)
+        self._stop(Order.RETIRE)
+
+    def _stop(self, order: Order) -> None:
+        self._hard.stop_asked(cuts=order is Order.CANCEL)
+        self._asked.append(order)
+        self._run_in_loop(self._obey, order)
+
+    def _run_in_loop(self, function: Callable[..., None], *arguments: object) -> None:
+        if self._token is not None:
+            # The loop may have ended, and then there is nothing left to do.
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(function, *arguments)
+
+    def _obey(self, order: Order) -> None:
+        if self._server is None or order is Order.CANCEL:
+            self._scope.cancel()
+        elif order is Order.RETIRE:
+            self._server.retire()
+        else:
+            self._server.shutdown()
+
+    def _dump(self) -> None:
+        """Log what every task waits for: from the event loop, or from this thread if that does not come to it."""
+        has_begun = threading.Lock()
+
+        def dump_in_loop() -> None:
+            root = trio.lowlevel.current_root_task()
+            if root is not None and has_begun.acquire(blocking=False):
+                self._log(logging.WARNING, "%s", format_task_tree(root))
+
+        self._run_in_loop(dump_in_loop)
+        time.sleep(_DUMP_PATIENCE)
+        if has_begun.acquire(blocking=False):
+            self._log(logging.WARNING, "the event loop does not run\n%s", format_thread_stacks())
+
+    def _log(self, level: int, text: str, *arguments: object) -> None:
+        server_log.log(level, f"worker %d: {text}", os.getpid(), *arguments)
+
+
+_DUMP_PATIENCE = 1.0
+"""Seconds that the event loop has to log its tasks itself."""
+
+
+def _open_listener(passed: PassedSocket) -> Listener:
+    if passed.number is None:
+        assert passed.shared is not None
+        bound = open_shared(passed.shared)
+    else:
+        bound = socket.socket(fileno=passed.number)
+        bound.set_inheritable(False)  # what the application starts must not keep the port open
+    return Listener.from_socket(bound, tls=passed.tls, address=passed.address)
+
+
+def main() -> None:
+    """Run the worker that the command line's one argument is about; ends the process."""
+    link = SupervisorLink(int(sys.argv[1]))
+    job = link.read_job()
+    if job is None:
+        sys.exit(EXIT_DRAINED)
+    sys.path[:] = job.path
+    show_crashes()
+    configure_logging(job.config, colors_errors=job.colors)
+    sys.exit(WorkerRun(job, link).run())
+
+
+if __name__ == "__main__":
+    main()
