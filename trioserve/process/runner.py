@@ -1,24 +1,25 @@
-"""One server as a process: what the command line and ``run()`` do around ``serve()``."""
+"""What the command line and ``run()`` do: one server in this process, or a supervisor of several."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import trio
 
 from ..config import Config
-from ..errors import AppLoadError, ConfigError, LifespanError, StartupError, TrioserveError
+from ..errors import AppLoadError, ConfigError
 from ..logs import configure_logging, server_log
-from ..observer import Observer, Phase
-from ..server import Server, serve_observed
 from ..types import AnyValue, ASGIApp
-from .banner import announce
-from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
+from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
 from .loader import load_app, split_target
 from .pool import Pool
+from .reloader import Reloader
 from .settings import COMMAND_LINE, Settings, read_settings
 from .signals import StopSignals
+from .single import Single
 from .supervisor import Supervisor
+from .watcher import Watcher
 
 
 def run(app: ASGIApp | str, config: Config | None = None, **options: AnyValue) -> None:
@@ -76,12 +77,16 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
         except KeyboardInterrupt:
             server_log.info("stopped before the start")
             return EXIT_DRAINED
-        return _Run(application, app if isinstance(app, str) else _name_of(app), settings, signals).run()
+        return Single(application, app if isinstance(app, str) else _name_of(app), settings, signals).run()
 
 
 def _supervise(app: str, settings: Settings) -> int:
     try:
-        return trio.run(Supervisor(app, settings, Pool).run)
+        make_keeper = partial(Reloader, watcher=Watcher(settings.config)) if settings.config.reload else Pool
+        return trio.run(Supervisor(app, settings, make_keeper).run)
+    except ConfigError as error:
+        server_log.critical("%s", error)
+        return EXIT_WRONG_USAGE
     except KeyboardInterrupt:  # before the loop listens for it
         server_log.info("stopped before the start")
         return EXIT_DRAINED
@@ -90,68 +95,3 @@ def _supervise(app: str, settings: Settings) -> int:
 def _name_of(app: ASGIApp) -> str:
     named = app if hasattr(app, "__qualname__") else type(app)
     return f"{named.__module__}:{named.__qualname__}"
-
-
-class _Run(Observer):
-    """One run of the event loop; also the task status that hears of the start."""
-
-    def __init__(self, app: ASGIApp, name: str, settings: Settings, signals: StopSignals) -> None:
-        self._app = app
-        self._name = name
-        self._settings = settings
-        self._signals = signals
-        self._server: Server | None = None
-        self._scope = trio.CancelScope()
-        self._is_cutting = False
-
-    def run(self) -> int:
-        error = trio.run(self._serve)
-        if error is not None:
-            return report_failure(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
-        if self._server is None:
-            server_log.info("stopped before the start")
-        else:
-            served = self._server.statistics().requests_total
-            server_log.info("stopped: %s served", "1 request" if served == 1 else f"{served} requests")
-        return EXIT_DRAINED
-
-    async def _serve(self) -> TrioserveError | None:
-        self._signals.attach(trio.lowlevel.current_trio_token(), self._signalled)
-        try:
-            with self._scope:
-                await serve_observed(self._app, self._settings.config, observer=self, task_status=self)
-        except (StartupError, LifespanError) as error:
-            return error
-        return None
-
-    def started(self, value: Server | None = None) -> None:
-        """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
-        assert value is not None
-        self._server = value
-        announce(self._name, value.urls, self._settings)
-
-    def phase_changed(self, phase: Phase) -> None:
-        self._signals.phase_changed(phase)
-        if phase is Phase.CANCELLING and not self._is_cutting:
-            self._announce_cut()
-
-    def _announce_cut(self) -> None:
-        seconds = self._settings.config.timeout_hard_shutdown
-        if self._is_cutting:
-            text = "still cleaning up; the process ends %g s after the cancel, with every thread's stack"
-        else:
-            text = "cancelled; the process ends in %g s if clean-up takes longer, with every thread's stack"
-        server_log.warning(text, seconds)
-        self._is_cutting = True
-
-    def _signalled(self, count: int) -> None:
-        if self._server is None or count > 1:
-            # Said here already: a handler that does not end may keep the server from saying that it cancels.
-            self._announce_cut()
-            self._scope.cancel()
-            return
-        self._server.shutdown()
-        if self._server.statistics().connections:
-            server_log.info("stopping: waiting for %s; Ctrl-C again cuts them", self._server.describe_waiting())
-        else:
-            server_log.info("stopping")

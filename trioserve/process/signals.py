@@ -161,20 +161,32 @@ def hear_signals(*wanted: Heard) -> Iterator[AsyncIterator[Heard]]:
 
     Outside the main thread nothing comes. The end of the terminal that we were started in is a STOP.
     """
-    if threading.current_thread() is not threading.main_thread():
-        send, receive = trio.open_memory_channel[Heard](0)
-        with send:
-            yield receive
-        return
     meanings = {
         getattr(signal, f"SIG{name}"): heard
         for heard in wanted or Heard
         for name in (_STOP_NAMES if heard is Heard.STOP else (heard.value,))
         if hasattr(signal, f"SIG{name}")
     }
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and meanings):  # or the system has none of them
+        with _silence() as silence:
+            yield silence
+        return
     terminal = _Terminal()
     with trio.open_signal_receiver(*meanings) as numbers:
         yield (Heard.STOP if terminal.has_gone(number) else meanings[number] async for number in numbers)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[AsyncIterator[Heard]]:
+    send, receive = trio.open_memory_channel[Heard](0)
+    with send:
+        yield receive
+
+
+def terminate_self() -> None:
+    """Do what a SIGTERM does."""
+    signal.raise_signal(signal.SIGTERM)
 
 
 class _Terminal:

@@ -1,0 +1,129 @@
+"""One server in this process: serves until a signal stops it."""
+
+from __future__ import annotations
+
+import trio
+
+from ..errors import LifespanError, StartupError, TrioserveError
+from ..inspector import format_task_tree
+from ..logs import server_log
+from ..observer import Observer, Phase
+from ..server import Server, serve_observed
+from ..types import ASGIApp
+from .banner import announce
+from .certificates import CertificateKeeper, sign_files
+from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .settings import Settings
+from .signals import Heard, StopSignals, hear_signals, terminate_self
+from .systemd import Notifier
+
+
+class Single(Observer):
+    """One run of the event loop; also the task status that hears of the start."""
+
+    def __init__(self, app: ASGIApp, name: str, settings: Settings, signals: StopSignals) -> None:
+        self._app = app
+        self._name = name
+        self._settings = settings
+        self._signals = signals
+        self._notifier = Notifier.from_environment()
+        self._certificates: CertificateKeeper | None = None
+        self._server: Server | None = None
+        self._serves = trio.Event()
+        self._scope = trio.CancelScope()
+        self._is_cutting = False
+
+    def run(self) -> int:
+        error = trio.run(self._serve)
+        if error is not None:
+            return report_failure(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
+        if self._server is None:
+            server_log.info("stopped before the start")
+        else:
+            served = self._server.statistics().requests_total
+            server_log.info("stopped: %s served", "1 request" if served == 1 else f"{served} requests")
+        return EXIT_DRAINED
+
+    async def _serve(self) -> TrioserveError | None:
+        self._signals.attach(trio.lowlevel.current_trio_token(), self._signalled)
+        failure: TrioserveError | None = None
+        async with trio.open_nursery() as attendants:
+            await attendants.start(self._hear_signals)
+            attendants.start_soon(self._feed_watchdog)
+            attendants.start_soon(self._keep_certificates)
+            try:
+                with self._scope:
+                    await serve_observed(self._app, self._settings.config, observer=self, task_status=self)
+            except (StartupError, LifespanError) as error:
+                failure = error
+            attendants.cancel_scope.cancel()
+        return failure
+
+    # What goes on beside the server
+
+    async def _hear_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with hear_signals(Heard.ROLL, Heard.DUMP) as signals:
+            task_status.started()
+            async for heard in signals:
+                if heard is Heard.STOP:
+                    terminate_self()
+                elif heard is Heard.DUMP:
+                    root = trio.lowlevel.current_root_task()
+                    assert root is not None  # in a task there is one
+                    server_log.warning("%s", format_task_tree(root))
+                elif self._certificates is not None:
+                    self._notifier.reloading()
+                    self._certificates.renew()
+                    self._notifier.ready("serving")
+
+    async def _keep_certificates(self) -> None:
+        loaded_from = sign_files(self._settings.config)  # before the server reads them
+        await self._serves.wait()
+        assert self._server is not None
+        self._certificates = CertificateKeeper(self._server, self._settings.config, loaded_from=loaded_from)
+        await self._certificates.run()
+
+    async def _feed_watchdog(self) -> None:
+        while self._notifier.watchdog_interval is not None:
+            self._notifier.watchdog()
+            await trio.sleep(self._notifier.watchdog_interval)
+
+    # What the server tells
+
+    def started(self, value: Server | None = None) -> None:
+        """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
+        assert value is not None
+        self._server = value
+        self._serves.set()
+        self._notifier.ready("serving")
+        announce(self._name, value.urls, self._settings)
+
+    def phase_changed(self, phase: Phase) -> None:
+        self._signals.phase_changed(phase)
+        if phase in (Phase.DRAINING, Phase.CANCELLING):
+            self._notifier.stopping("stopping")
+        if phase is Phase.CANCELLING and not self._is_cutting:
+            self._announce_cut()
+
+    def _announce_cut(self) -> None:
+        seconds = self._settings.config.timeout_hard_shutdown
+        if self._is_cutting:
+            text = "still cleaning up; the process ends %g s after the cancel, with every thread's stack"
+        else:
+            text = "cancelled; the process ends in %g s if clean-up takes longer, with every thread's stack"
+        server_log.warning(text, seconds)
+        self._is_cutting = True
+
+    # What signals ask
+
+    def _signalled(self, count: int) -> None:
+        if self._server is None or count > 1:
+            # Said here already: a handler that does not end may keep the server from saying that it cancels.
+            self._announce_cut()
+            self._scope.cancel()
+            return
+        self._server.shutdown()
+        if self._server.statistics().connections:
+            server_log.info("stopping: waiting for %s; Ctrl-C again cuts them", self._server.describe_waiting())
+        else:
+            server_log.info("stopping")
