@@ -8,19 +8,19 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from . import echo_table, table
+from . import echo_table, table, workers
 from .measure import ECHOES, REQUESTS, Sample, Workload
-from .servers import SERVERS, WEBSOCKET_SERVERS, Server, running
+from .servers import SERVERS, WEBSOCKET_SERVERS, WORKER_SERVERS, Server, running
 
 QUICK_ROUNDS, QUICK_SECONDS = 2, 2
-SUBJECTS = {"http": SERVERS, "websocket": WEBSOCKET_SERVERS}
+SUBJECTS = {"http": SERVERS, "websocket": WEBSOCKET_SERVERS, "workers": WORKER_SERVERS}
 W = TypeVar("W", bound=Workload)
 
 
 def main() -> None:
     """Read the command line, measure, print."""
     options = parse_arguments()
-    if options.subject == "http" and shutil.which("wrk") is None:
+    if options.subject != "websocket" and shutil.which("wrk") is None:
         sys.exit("The benchmarks need wrk: `apt-get install wrk`, `brew install wrk`, or https://github.com/wg/wrk")
     if not sys.platform.startswith("linux"):
         sys.exit("The benchmarks read CPU times from /proc, which only Linux has")
@@ -28,6 +28,9 @@ def main() -> None:
     if options.subject == "http":
         results = run_rounds([REQUESTS], servers, options.rounds, options.seconds)[REQUESTS]
         print(table.report(results, options.rounds, options.seconds))
+    elif options.subject == "workers":
+        shared = run_rounds(workers.WORKLOADS, servers, options.rounds, options.seconds)
+        print(workers.report(shared, options.rounds, options.seconds))
     else:
         echoes = run_rounds(ECHOES, servers, options.rounds, options.seconds)
         print(echo_table.report(echoes, options.rounds, options.seconds))
@@ -37,7 +40,11 @@ def parse_arguments() -> argparse.Namespace:
     """``subject``, ``rounds``, ``seconds`` and ``only``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure trioserve beside its peers.")
     parser.add_argument(
-        "subject", nargs="?", choices=SUBJECTS, default="http", help="HTTP requests (default) or a WebSocket echo"
+        "subject",
+        nargs="?",
+        choices=SUBJECTS,
+        default="http",
+        help="HTTP requests (default), a WebSocket echo, or several workers",
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each server is measured (default: 5)")
     parser.add_argument("--seconds", type=int, default=5, help="seconds of each measurement (default: 5)")

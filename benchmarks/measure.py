@@ -55,14 +55,7 @@ class Requests:
         before = cpu_time(pid)
         output = run_wrk(url, seconds)
         used = cpu_time(pid) - before
-        requests = int(find(r"(\d+) requests in", output))
-        return Sample(
-            cpu=used / requests if requests else float("inf"),
-            rate=float(find(r"Requests/sec:\s+([\d.]+)", output)),
-            p50=latency(50, output),
-            p99=latency(99, output),
-            errors=count_errors(output),
-        )
+        return take_sample(output, used)
 
 
 @dataclass(frozen=True)
@@ -98,9 +91,21 @@ REQUESTS = Requests()
 ECHOES = tuple(Echo(size, deflate) for size in (16, 1 << 10, 1 << 16) for deflate in (False, True))
 
 
-def run_wrk(url: str, seconds: int) -> str:
+def take_sample(output: str, used: float) -> Sample:
+    """What wrk printed, and the microseconds of CPU that the server used meanwhile."""
+    requests = int(find(r"(\d+) requests in", output))
+    return Sample(
+        cpu=used / requests if requests else float("inf"),
+        rate=float(find(r"Requests/sec:\s+([\d.]+)", output)),
+        p50=latency(50, output),
+        p99=latency(99, output),
+        errors=count_errors(output),
+    )
+
+
+def run_wrk(url: str, seconds: int, *more: str) -> str:
     """Run wrk and return what it printed."""
-    command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s", "--latency", url]
+    command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s", "--latency", *more, url]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
 
 

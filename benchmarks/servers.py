@@ -74,6 +74,17 @@ WEBSOCKET_SERVERS = (
     uvicorn_websocket("wsproto"),
     uvicorn_websocket("websockets-sansio"),
 )
+ACCEPTS = "benchmarks.accepts:app"
+WORKER_SERVERS = tuple(
+    Server(name, package, f"{package} {ACCEPTS} --port PORT --http h11 --no-access-log{more}")
+    for name, package, more in (
+        ("trioserve, 1 worker", "trioserve", ""),
+        ("trioserve, 2 workers", "trioserve", " --workers 2"),
+        ("trioserve, 2 workers, a listener each", "trioserve", " --workers 2 --reuse-port"),
+        ("uvicorn h11, 1 worker", "uvicorn", " --loop asyncio"),
+        ("uvicorn h11, 2 workers", "uvicorn", " --loop asyncio --workers 2"),
+    )
+)
 
 
 @dataclass(frozen=True)
