@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import re
 import typing
 from collections.abc import Mapping
@@ -43,6 +44,12 @@ def _check_dotted_name(text: str) -> None:
 def _check_root_path(text: str) -> None:
     if text and not text.startswith("/"):
         raise ConfigError(f"root_path must begin with a slash, or be empty, not {text!r}")
+
+
+def _to_plain(value: AnyValue) -> AnyValue:
+    if value == math.inf:
+        return "inf"  # JSON has no such number
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +269,7 @@ class Config:
 
     def to_plain(self) -> PlainValues:
         """Every option by name, as values that JSON can carry."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
-        }
+        return {name: _to_plain(value) for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, AnyValue]) -> Config:

@@ -5,6 +5,7 @@ The command line, the environment, configuration files and the worker's JSON are
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -148,6 +149,8 @@ class Option:
         return self._check_one(value)
 
     def _check_one(self, value: object) -> object:
+        if self.kind is float and value == "inf":
+            value = math.inf  # as Config.to_plain writes it
         if self.kind is float and type(value) is int:
             try:
                 value = float(value)

@@ -68,7 +68,7 @@ class Job:
             "sockets": [vars(one) for one in self.sockets],
             "path": list(self.path),
         }
-        return json.dumps(values).encode("ascii") + b"\n"
+        return json.dumps(values, allow_nan=False).encode("ascii") + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Job:
