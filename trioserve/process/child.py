@@ -94,18 +94,23 @@ class Worker:
             text = f"{self.name} was ended by {signal_name(-self.exit_code)}"
         else:
             text = f"{self.name} ended with exit code {self.exit_code}"
+        if self.ready_at is None:
+            text += " before it was ready"
         # The last line of one that was blocked is the end of what its watchdog said.
         last = None if self.is_blocked else self.output.last_line
         return text if last is None else f"{text}; its last error line: {last}"
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the process, and see it to its end; killed if this is cancelled. Raises OSError if it cannot start."""
-        process, reports = await self._start()
-        task_status.started()
-        assert process.stderr is not None
+        process, reports, numbers = await self._start()
         try:
+            self._tell(self._make_job(*numbers).to_line())
+            if self._asked is not None:
+                self._tell(order_line(self._asked))
+            task_status.started()
+            assert process.stderr is not None
             async with trio.open_nursery() as nursery:
-                for attend, stream in ((self._show_errors, process.stderr), (self._hear, open_reader(reports))):
+                for attend, stream in ((self._show_errors, process.stderr), (self._hear, reports)):
                     nursery.start_soon(attend, stream)
                 await self._wait_for_end(process)
                 nursery.cancel_scope.deadline = trio.current_time() + _LAST_WORDS
@@ -118,20 +123,18 @@ class Worker:
             self.exit_code = process.returncode
             self._on_news()
 
-    async def _start(self) -> tuple[trio.Process, int]:
-        """Start the process and give it its job; returns it and our end of the pipe of reports."""
+    async def _start(self) -> tuple[trio.Process, trio.abc.ReceiveStream, tuple[int, int]]:
+        """Start the process; returns it, what it reports, and its numbers for reports and errors."""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             orders, writing = _open_pipe(theirs, ours)
-            reports, reporting = _open_pipe(ours, theirs)
+            reading, reporting = _open_pipe(ours, theirs)
             errors = _own_errors()
             theirs.callback(os.close, errors)
+            numbers = (number_for_worker(reporting), number_for_worker(errors))
             process = await self._open_process((orders, reporting, errors))
             ours.pop_all()
-            self._process, self.pid, self._orders = process, process.pid, writing
-            self._tell(self._make_job(number_for_worker(reporting), number_for_worker(errors)).to_line())
-            if self._asked is not None:
-                self._tell(order_line(self._asked))
-        return process, reports
+        self._process, self.pid, self._orders = process, process.pid, writing
+        return process, open_reader(reading), numbers
 
     async def _open_process(self, descriptors: Sequence[int]) -> trio.Process:
         options: AnyValue = inheritance(descriptors, [one.raw_socket.fileno() for one in self._listeners])
@@ -181,8 +184,9 @@ class Worker:
         async with stream:
             async for data in stream:
                 *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    self._take_report(read_report(line))
+                for report in map(read_report, lines):
+                    if report is not None:
+                        self._take_report(report)
 
     def _take_report(self, report: Report) -> None:
         self._last_beat = trio.current_time()

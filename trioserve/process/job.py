@@ -90,5 +90,9 @@ def read_order(line: bytes) -> Order:
     return Order(json.loads(line)["do"])
 
 
-def read_report(line: bytes) -> Report:
-    return Report(json.loads(line)["is"])
+def read_report(line: bytes) -> Report | None:
+    """None for what is no report: an application that mixes up descriptors may write anything there."""
+    try:
+        return Report(json.loads(line)["is"])
+    except (ValueError, LookupError, TypeError):
+        return None

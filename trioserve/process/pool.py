@@ -97,7 +97,7 @@ class Pool:
         self._has_served = True
         self._supervisor.serving()
 
-    async def failed(self, *, young: bool) -> None:
+    async def failed(self, why: str, *, young: bool) -> None:
         """A worker has ended or could not start; returns when the next may be tried.
 
         Stops the server if it was the first, or one too many.
@@ -106,7 +106,10 @@ class Pool:
         if not self._has_served:
             self._supervisor.stop(EXIT_CANNOT_START)
         elif self._crashes >= CRASHES_IN_A_ROW and not any(one.serves for one in self._supervisor.workers):
-            server_log.critical("%d workers in a row have died within seconds, so the server stops", self._crashes)
+            count = self._crashes
+            server_log.critical(
+                "%d workers have died in a row, each within seconds, so the server stops: %s", count, why
+            )
             self._supervisor.stop(EXIT_CRASHED)
         if young:
             await trio.sleep(min(_FIRST_PAUSE * 2 ** (self._crashes - 1), _LONGEST_PAUSE))
@@ -123,6 +126,7 @@ class Slot:
         self._news = Bell()
         self._workers: list[Worker] = []  # the one that serves, and its successor while that starts
         self._asked: _Replacement | None = None
+        self._why = ""  # the last start failed
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep a worker running until the slot closes; ``started`` once the first is ready."""
@@ -149,12 +153,12 @@ class Slot:
 
     async def _fill(self) -> None:
         while await self._start() is None:
-            await self._pool.failed(young=True)
+            await self._pool.failed(self._why, young=True)
 
     async def _look_after(self, worker: Worker) -> None:
         if worker.has_ended:
             self._workers.remove(worker)
-            await self._pool.failed(young=worker.seconds_served < YOUNG)
+            await self._pool.failed(worker.describe_end(), young=worker.seconds_served < YOUNG)
             await self._fill()
         elif self._asked is not None or worker.is_worn or worker.is_leaving:
             successor = await self._start()
@@ -163,7 +167,7 @@ class Slot:
                 self._workers.remove(worker)
             self._answer(is_done=successor is not None)
             if successor is None:
-                await self._pool.failed(young=True)
+                await self._pool.failed(self._why, young=True)
         else:
             await self._news.wait()
 
@@ -172,13 +176,15 @@ class Slot:
         try:
             worker = await self._supervisor.start_worker(self.number, self._news.ring)
         except OSError as error:  # a BindError is one, too
-            server_log.error("cannot start a worker: %s", error.strerror or error)
+            self._why = f"cannot start a worker: {error.strerror or error}"
+            server_log.error("%s", self._why)
             return None
         self._workers.append(worker)
         while not worker.has_ended and worker.ready_at is None:
             await self._news.wait()
         if worker.ready_at is None:
             self._workers.remove(worker)
+            self._why = worker.describe_end()
             return None
         self._pool.ready()
         return worker

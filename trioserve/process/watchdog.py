@@ -99,8 +99,9 @@ class Watchdog:
         ended.wait(self._period)
         late = time.monotonic() - began - self._period
         # This thread also wakes late if native code keeps the interpreter's lock: a search with an unlucky regular
-        # expression, say. The loop is blocked by that as well, and the processor time tells the two apart.
-        return late > self._period and time.process_time() - used < late / 2
+        # expression, say. The loop is blocked by that as well, and the processor time tells the two apart: a process
+        # that was stopped can have used no more than what it had until then, one period.
+        return late > self._period and time.process_time() - used < self._period
 
     def _say(self, level: int, text: str) -> None:
         # The blocked thread may hold the lock of a logging handler, or have filled the pipe behind one: then neither
