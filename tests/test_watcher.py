@@ -45,6 +45,15 @@ def folder(tmp_path):
     return folder.resolve()
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """The folders that are read, as they are opened: each after the one above it has been read."""
+    opened = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: opened.append(path) or scandir(path))
+    return opened
+
+
 def write(path, text="app = 1\n"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -133,24 +142,27 @@ async def test_burst_is_one_report(folder):
 async def test_change_without_end_is_told(folder):
     """A file that is written all the time puts the report off for a while, not for ever."""
     async with watching(folder, reload_delay=0.01) as reports:
-        with open(folder / "app.py", "a") as file:
-            while not reports.statistics().current_buffer_used:
-                print("more", file=file, flush=True)
-                await trio.sleep(0)
+        text = ""
+        while not reports.statistics().current_buffer_used:
+            text += "more\n"
+            write(folder / "app.py", text)
+            await trio.lowlevel.checkpoint()
         await assert_told(reports, folder / "app.py")
 
 
 @pytest.mark.usefixtures("way")
-async def test_change_during_the_burst_that_is_undone_is_told(folder):
-    """A file that vanishes and comes back as it was is told of: a worker may have started without it."""
-    async with watching(folder, reload_delay=0.2) as reports:
-        path = folder / "app.py"
-        path.rename(folder / "away.txt")
-        write(folder / "first.py")
-        # While it is away nothing is told, so look at what the others see: the next reading has both.
-        await assert_told(reports, path, folder / "first.py")
-        (folder / "away.txt").rename(path)
-        await assert_told(reports, path)
+async def test_change_that_is_undone_is_told(folder, opened):
+    """A file that vanishes and comes back as it was is told of, with all of the burst: a worker may have missed it."""
+    write(folder / "pkg" / "mod.py")
+    async with watching(folder, reload_delay=0.5) as reports:
+        (folder / "app.py").rename(folder / "away.txt")
+        opened.clear()
+        # What is first in the list may be of a reading that began earlier.
+        while str(folder / "pkg") not in opened[opened.index(str(folder)) if str(folder) in opened else len(opened) :]:
+            await trio.sleep(0.001)
+        (folder / "away.txt").rename(folder / "app.py")
+        write(folder / "later.py")
+        await assert_told(reports, folder / "app.py", folder / "later.py")
 
 
 @pytest.mark.usefixtures("way")
@@ -215,6 +227,9 @@ async def test_watched_folder_is_moved_with_the_one_above(folder, tmp_path):
     site = above / "site"
     write(site / "app.py")
     async with watching(site.resolve()) as reports:
+        for text in ("one", "three"):  # the second is told of by the system, so its watch is in place
+            write(site / "app.py", text)
+            await assert_told(reports, site / "app.py")
         above.rename(tmp_path / "moved")
         await assert_told(reports, site / "app.py")
         write(site / "app.py", "longer than before\n")
@@ -243,19 +258,23 @@ async def test_other_folder_goes_on_while_one_is_gone(folder, tmp_path):
 async def test_cancelling_is_prompt(folder, delay):
     """A cancellation ends the watch within a second, whatever the delay, and leaves no thread at work."""
     watcher = Watcher(Config(reload_dir=(str(folder),), reload_delay=delay))
+
+    async def write_log():
+        while True:  # files that do not count must not keep it busy either
+            write(folder / "site.log")
+            await trio.sleep(0.01)
+
     with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(watcher.run, print)
-            with contextlib.ExitStack() as stack:
-                # Files that do not count must not keep it busy either.
-                log = stack.enter_context(open(folder / "site.log", "a"))
-                started = trio.current_time()
-                while trio.current_time() < started + 0.3:
-                    print("line", file=log, flush=True)
+        async with trio.open_nursery() as others:
+            others.start_soon(write_log)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(watcher.run, print)
+                while not threads_at_work() and sys.modules["watchfiles"]:
                     await trio.sleep(0.01)
-            cancelled = trio.current_time()
-            nursery.cancel_scope.cancel()
-        assert trio.current_time() - cancelled < 1
+                cancelled = trio.current_time()
+                nursery.cancel_scope.cancel()
+            assert trio.current_time() - cancelled < 1
+            others.cancel_scope.cancel()
         while threads_at_work():
             await trio.sleep(0.01)
 
@@ -275,7 +294,7 @@ async def test_system_cannot_watch(folder, caplog):
     async with watching(folder) as reports:
         # watchfiles cannot tell of a name that is not UTF-8.
         strange = Path(os.fsdecode(os.fsencode(folder) + b"/\xff.py"))
-        strange.write_text("")
+        write(strange)
         await assert_told(reports, strange)
         for text in ("one", "three"):
             write(folder / "app.py", text)
@@ -535,6 +554,17 @@ async def test_files_that_do_not_count_are_not_told(folder):
         await assert_told(reports, folder / ".env", folder / "templates" / "page.html")
 
 
+@pytest.mark.usefixtures("way")
+async def test_folder_without_files_is_not_told(folder, opened):
+    """A new folder is looked into, and what is found there is told of, which may be nothing."""
+    async with watching(folder) as reports:
+        (folder / "empty").mkdir()
+        while str(folder / "empty") not in opened:
+            await trio.sleep(0.001)
+        write(folder / "app.py", "longer than before\n")
+        await assert_told(reports, folder / "app.py")
+
+
 def test_word_about_other_places_is_ignored(folder, tmp_path):
     """The system's word about a folder matters, unless it is left out; about what lies elsewhere it does not."""
     watched = WatchedFolder(folder, Config())
@@ -545,13 +575,10 @@ def test_word_about_other_places_is_ignored(folder, tmp_path):
     assert {path for path in concerned | ignored if watched.is_concerned(path)} == concerned
 
 
-def test_excluded_folders_are_not_read(folder, monkeypatch):
+def test_excluded_folders_are_not_read(folder, opened):
     """A folder that is left out is not even opened."""
     for name in ("node_modules/tool/mod.py", ".git/mod.py", "build/mod.py", "pkg/mod.py"):
         write(folder / name)
-    opened = []
-    scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: opened.append(path) or scandir(path))
     take_stamps([WatchedFolder(folder, Config(reload_exclude=("build",)))])
     assert opened == [str(folder), str(folder / "pkg")]
 

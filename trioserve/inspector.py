@@ -86,7 +86,7 @@ def format_task_tree(root: trio.lowlevel.Task) -> str:
 def _walk(nurseries: Sequence[trio.Nursery]) -> Iterator[_Place]:
     """All tasks in these nurseries, each before its children."""
     # Not recursive: nurseries nest as deep as programs like.
-    ahead = _children(nurseries, 0)[::-1]
+    ahead = _children(nurseries, 0)
     while ahead:
         place = ahead.pop()
         yield place
