@@ -145,7 +145,7 @@ def lines(caplog) -> Callable[[], list[str]]:
     return lambda: [
         f"{one.levelname.lower()}: {one.getMessage()}"
         for one in caplog.records
-        if one.name == "trioserve" and "certificate" in one.getMessage()
+        if one.name in ("trioserve", "trioserve.error")
     ]
 
 
