@@ -13,7 +13,7 @@ from .config import Config
 from .connection import Connections
 from .context import ServerContext
 from .drain import DrainKind
-from .errors import AppLoadError, BindError, CertificateError, ConfigError
+from .errors import AppLoadError, BindError, ConfigError
 from .metrics import Statistics, take_statistics
 from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all, bind_all
 from .net.tls import TLS, load_tls
@@ -73,11 +73,7 @@ class Server:
         Open connections and handshakes in progress keep what they have. Raises CertificateError if the new files cannot
         be used; the old certificates then stay. Does nothing without TLS. Call it from Trio's thread; it reads files.
         """
-        try:
-            self._shared.tls = load_tls(self._context.config)
-        # Files may vanish while they are read: whoever renews them renames and replaces as we look.
-        except OSError as error:
-            raise CertificateError(f"the certificates or the key changed while they were read: {error}") from error
+        self._shared.tls = load_tls(self._context.config)
 
     def describe_waiting(self) -> str:
         """What a shutdown would wait for, in words: "3 requests, oldest GET /events 35 s"."""

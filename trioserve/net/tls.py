@@ -60,7 +60,13 @@ class TLS:
 
 def load_tls(config: Config) -> TLS | None:
     """Build what handshakes are made with, or None without TLS; raises CertificateError."""
-    return TLS(build_context(config), read_server_certificate(config)) if config.uses_tls else None
+    if not config.uses_tls:
+        return None
+    try:
+        return TLS(build_context(config), read_server_certificate(config))
+    except OSError as error:
+        # They were there a moment ago: whoever renews files renames and replaces them as we look.
+        raise CertificateError(f"the certificates or the key changed while they were read: {error}") from error
 
 
 def build_context(config: Config) -> ssl.SSLContext:

@@ -161,16 +161,16 @@ class WorkerRun(Observer):
 
     def _dump(self) -> None:
         """Log what every task waits for: from the event loop, or from this thread if that does not come to it."""
-        has_begun = threading.Lock()
+        has_dumped = threading.Event()
 
         def dump_in_loop() -> None:
+            has_dumped.set()
             root = trio.lowlevel.current_root_task()
-            if root is not None and has_begun.acquire(blocking=False):
-                self._log(logging.WARNING, "%s", format_task_tree(root))
+            assert root is not None  # what is called in the loop is called by a task
+            self._log(logging.WARNING, "%s", format_task_tree(root))
 
         self._run_in_loop(dump_in_loop)
-        time.sleep(_DUMP_PATIENCE)
-        if has_begun.acquire(blocking=False):
+        if not has_dumped.wait(_DUMP_PATIENCE):
             self._log(logging.WARNING, "the event loop does not run\n%s", format_thread_stacks())
 
     def _log(self, level: int, text: str, *arguments: object) -> None:
