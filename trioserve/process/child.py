@@ -20,7 +20,7 @@ from ..net.listeners import Listener
 from ..types import AnyValue
 from .job import Job, Order, PassedSocket, Report, order_line, read_report
 from .output import ErrorOutput
-from .pipes import inheritance, number_for_worker, open_reader, share_socket
+from .pipes import READER_GONE, inheritance, make_pipe, number_for_worker, open_reader, share_socket
 from .signals import ABORT, interrupts_held, signal_name
 
 _PATIENCE = 5.0
@@ -138,9 +138,19 @@ class Worker:
 
     async def _open_process(self, descriptors: Sequence[int]) -> trio.Process:
         options: AnyValue = inheritance(descriptors, [one.raw_socket.fileno() for one in self._listeners])
+        program = sys.executable
         if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX; `nox -s windows` runs this
-            options = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList=options)}
-        command = [sys.executable, *_interpreter_flags(self._config), "-m", "trioserve.process.worker"]
+            options = {
+                "startupinfo": subprocess.STARTUPINFO(lpAttributeList=options),
+                "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP,  # which a Ctrl-C does not reach
+            }
+            base: str = sys._base_executable  # type: ignore[attr-defined]  # multiprocessing's way
+            if base != program:
+                # The python.exe of a virtual environment only starts another process and waits for it, and the sockets
+                # would be shared with the wrong one.
+                options["env"] = {**os.environ, "__PYVENV_LAUNCHER__": program}
+                program = base
+        command = [program, *_interpreter_flags(self._config), "-m", "trioserve.process.worker"]
         # A Ctrl-C is for us; it must not hit a worker that cannot handle it yet.
         with interrupts_held():
             return await trio.lowlevel.open_process(
@@ -213,8 +223,9 @@ class Worker:
             if trio.current_time() > due + _WATCHDOG_PATIENCE:
                 self._last_beat = trio.current_time()  # we were stopped ourselves, and the beats wait to be read
             elif self._last_beat + patience <= due and not self.is_leaving:
-                process.send_signal(ABORT)
-                await trio.sleep(_ABORT_PATIENCE)
+                if ABORT is not None:  # pragma: no branch - the tests run on POSIX
+                    process.send_signal(ABORT)
+                    await trio.sleep(_ABORT_PATIENCE)
                 self._kill_blocked()
                 return
 
@@ -244,14 +255,14 @@ class Worker:
 
     def _tell(self, line: bytes) -> None:
         # It may be dead already, which is heard in another way.
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(READER_GONE):
             while line:
                 line = line[os.write(self._orders, line) :]
 
 
 def _open_pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
     """A pipe, (reading end, writing end), and who closes which."""
-    reading, writing = os.pipe()
+    reading, writing = make_pipe()
     reader.callback(os.close, reading)
     writer.callback(os.close, writing)
     return reading, writing

@@ -74,13 +74,19 @@ def load_app(target: str | ASGIApp, *, app_dir: str | None, factory: bool = Fals
     return app
 
 
-def _load_callable(target: str, app_dir: str | None) -> ASGIApp:
-    module_name, attribute_path = split_target(target)
+def add_app_dir(app_dir: str | None) -> Path:
+    """Let the modules of this folder (None: the current one) be imported before others; raises AppLoadError."""
     folder = Path(app_dir or os.curdir).absolute()
     if not folder.is_dir():
         raise AppLoadError(f"app_dir {folder} is not a folder")
     if sys.path[:1] != [str(folder)]:
         sys.path.insert(0, str(folder))
+    return folder
+
+
+def _load_callable(target: str, app_dir: str | None) -> ASGIApp:
+    module_name, attribute_path = split_target(target)
+    folder = add_app_dir(app_dir)
     found = _find_attribute(_import(module_name, attribute_path, folder), attribute_path, target)
     if not callable(found):
         raise AppLoadError(

@@ -12,10 +12,22 @@ import trio
 from ..types import PlainValues
 
 if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX; `nox -s windows` runs this
+    import _winapi
     import base64
     import msvcrt
     from functools import partial
-    from typing import cast
+
+    READER_GONE = OSError
+    """What a write to a pipe raises that nobody reads any more: here EINVAL, which means many things."""
+
+    def make_pipe() -> tuple[int, int]:
+        """The descriptors of a pipe, (reading end, writing end), which holds 64 KiB as on Linux.
+
+        One of os.pipe() holds 4 KiB. A longer job would block our event loop until the worker's interpreter reads, and
+        the reports to a supervisor that is stopped would soon block the worker's.
+        """
+        reading, writing = _winapi.CreatePipe(None, 64 * 1024)
+        return msvcrt.open_osfhandle(reading, os.O_RDONLY), msvcrt.open_osfhandle(writing, os.O_WRONLY)
 
     def number_for_worker(descriptor: int) -> int:
         """The number by which a worker opens a descriptor of ours that it inherits."""
@@ -23,6 +35,8 @@ if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX; `nox -
 
     def open_inherited(number: int, *, writes: bool) -> int:
         """In the worker: the descriptor of the number it was given."""
+        # What the application starts must not keep the pipe open.
+        os.set_handle_inheritable(number, False)
         return msvcrt.open_osfhandle(number, os.O_WRONLY if writes else os.O_RDONLY)
 
     def inheritance(descriptors: Sequence[int], sockets: Sequence[int]) -> PlainValues:
@@ -57,14 +71,18 @@ if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX; `nox -
 
     def share_socket(bound: trio.socket.SocketType, pid: int) -> str | None:
         """A duplicate for the process of this id, as text: a socket that two processes had inherited would belong to
-        two event loops.
+        two event loops. Raises OSError if there is no such process.
         """
-        return base64.b64encode(cast(socket.socket, bound).share(pid)).decode("ascii")
+        return base64.b64encode(bound.share(pid)).decode("ascii")
 
     def open_shared(shared: str) -> socket.socket:
         return socket.fromshare(base64.b64decode(shared))
 
 else:
+    READER_GONE = BrokenPipeError
+    """What a write to a pipe raises that nobody reads any more."""
+
+    make_pipe = os.pipe
 
     def number_for_worker(descriptor: int) -> int:
         """The number by which a worker opens a descriptor of ours that it inherits."""

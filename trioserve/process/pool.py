@@ -35,6 +35,7 @@ class Pool:
         self._numbers = itertools.count()
         self._crashes = 0
         self._roll = Bell()
+        self._is_rolling = False
 
     async def run(self) -> None:
         """Keep the workers running until cancelled."""
@@ -83,19 +84,22 @@ class Pool:
         """Replace every worker, one after the other; stop at the first that has no successor."""
         server_log.info("replacing %d workers, one after the other", len(self._slots))
         self._supervisor.notifier.reloading()
+        self._is_rolling = True
         for slot in list(self._slots):
             if slot in self._slots and not await slot.replace():
                 server_log.error("the new worker cannot start, so the old ones stay")
                 break
         else:
             server_log.info("all workers are replaced")
+        self._is_rolling = False
         self._supervisor.serving()
 
     # What the slots tell
 
     def ready(self) -> None:
         self._has_served = True
-        self._supervisor.serving()
+        if not self._is_rolling:  # the end of which is told of
+            self._supervisor.serving()
 
     async def failed(self, why: str, *, young: bool) -> None:
         """A worker has ended or could not start; returns when the next may be tried.
@@ -182,7 +186,7 @@ class Slot:
         self._workers.append(worker)
         while not worker.has_ended and worker.ready_at is None:
             await self._news.wait()
-        if worker.ready_at is None:
+        if worker.has_ended:
             self._workers.remove(worker)
             self._why = worker.describe_end()
             return None

@@ -22,8 +22,8 @@ from ..config import Config
 from ..observer import Phase
 from .deadline import HardDeadline
 
-ABORT: int = signal.SIGTERM if sys.platform == "win32" else signal.SIGABRT
-"""Ends a process after the interpreter has printed the stacks, where the system can."""
+ABORT: int | None = None if sys.platform == "win32" else signal.SIGABRT
+"""Ends a process after the interpreter has printed the stacks; Windows can only end it, and at once."""
 
 # Ctrl-C, a polite kill, and Ctrl-Break, which is the only one a console program on Windows can be sent.
 _STOP_NAMES = ("INT", "TERM", "BREAK")
@@ -121,20 +121,32 @@ class StopSignals:
             os.write(self._hard.output, text.encode())
 
 
+class _Hold:
+    """Who holds Ctrl-C back at present: blocks may overlap, and the last to end lets it through."""
+
+    count = 0
+    was_blocked = False
+
+
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
     """A Ctrl-C waits until the end of the block, also for threads and processes that are started in it.
 
-    Such a process must call ``take_interrupts`` in time.
+    For the main thread. Such a process must let it through by itself: WorkerSignals.take_over does.
     """
-    if sys.platform == "win32":  # pragma: no cover - there each process of a console gets its own
+    if sys.platform == "win32":  # pragma: no cover - there a worker is in a group that a Ctrl-C does not reach
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        if not _Hold.count:
+            _Hold.was_blocked = signal.SIGINT in before
+        _Hold.count += 1
+        try:
+            yield
+        finally:
+            _Hold.count -= 1
+            if not (_Hold.count or _Hold.was_blocked):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def signal_name(number: int) -> str:
@@ -194,18 +206,19 @@ class _Terminal:
 
     def __init__(self) -> None:
         # Under nohup the end of the terminal is nothing to us.
-        hangup = getattr(signal, "SIGHUP", None)
-        self._counts = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN and self._is_there()
+        self._hangup: int | None = getattr(signal, "SIGHUP", None)
+        ignored = self._hangup is None or signal.getsignal(self._hangup) == signal.SIG_IGN
+        self._counts = not ignored and self._is_there()
 
     def has_gone(self, number: int) -> bool:
-        return self._counts and number == signal.SIGHUP and not self._is_there()
+        return self._counts and number == self._hangup and not self._is_there()
 
     def _is_there(self) -> bool:
-        try:
-            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-        except OSError:
-            return False
-        return True
+        if sys.platform != "win32":  # pragma: no branch - the tests run on POSIX
+            with contextlib.suppress(OSError):
+                os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+                return True
+        return False
 
 
 class WorkerSignals:
@@ -221,10 +234,11 @@ class WorkerSignals:
     def take_over(self) -> None:
         # Not SIG_IGN, which what the application starts would inherit.
         signal.signal(signal.SIGINT, _ignore)
-        for name in ("SIGTERM", "SIGBREAK"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
-        if sys.platform != "win32":
+        signal.signal(signal.SIGTERM, self._handle)
+        if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
+            # Ctrl-Break, and the end of the console, reach every process of it, so also the supervisor.
+            signal.signal(signal.SIGBREAK, _ignore)
+        else:
             # The end of a terminal is the supervisor's affair, too.
             signal.signal(signal.SIGHUP, _ignore)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

@@ -14,6 +14,7 @@ from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .job import Order
+from .loader import add_app_dir
 from .settings import Settings
 from .signals import Heard, hear_signals
 from .sockets import Sockets
@@ -54,7 +55,7 @@ class Supervisor:
             await services.start(self._hear_signals)
             services.start_soon(self._feed_watchdog)
             try:
-                load_tls(self.config)  # only to fail before anything starts; each worker makes its own
+                self._try_tls()
                 await self.sockets.bind()
                 async with trio.open_nursery() as self._processes:
                     with self._keeping:
@@ -68,6 +69,12 @@ class Supervisor:
         if not self._exit_code:
             server_log.info("stopped" if self._has_announced else "stopped before the start")
         return self._exit_code
+
+    def _try_tls(self) -> None:
+        """Fail before anything starts if there can be no TLS context; each worker makes its own."""
+        if self.config.ssl_context_factory is not None:
+            add_app_dir(self.config.app_dir)
+        load_tls(self.config)
 
     # For the keeper
 
