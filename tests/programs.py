@@ -1,5 +1,7 @@
-"""Runs trioserve as a program, for the tests of the command line and of run()."""
+"""Runs trioserve as a program, for the tests of the command line, of run() and of workers."""
 
+import contextlib
+import http.client
 import os
 import re
 import signal
@@ -7,8 +9,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 PATIENCE = 30  # seconds; every wait in here ends by then
 
@@ -54,8 +59,80 @@ WAYS = {"/": answer, "/forever": forever, "/block": block, "/linger": linger, "/
 """
 
 
+# Every answer names the process that gave it. A POST is answered once its body has come, which is up to the client.
+WORKER_APP = """
+import os
+import time
+import trio
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        say("lifespan shutdown", os.getpid())
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await WAYS.get(scope["path"], answer)()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d\\n" % os.getpid(), "more_body": True})
+    if scope["method"] == "POST":
+        try:
+            while (await receive()).get("more_body"):
+                pass
+        finally:
+            say("cleaned up", os.getpid())
+    await send({"type": "http.response.body", "body": b"ended"})
+
+def say(*words, to=1):
+    # In one piece: several processes write to the same pipe.
+    os.write(to, (" ".join(map(str, words)) + "\\n").encode())
+
+async def answer():
+    pass
+
+async def block():
+    say("blocks", os.getpid())
+    time.sleep(60)
+
+async def die():
+    say("last words of", os.getpid(), to=2)
+    os._exit(9)
+
+WAYS = {"/block": block, "/die": die}
+"""
+
+
+@dataclass(frozen=True)
+class ProcessStatus:
+    """What the system tells of a process. ``state`` is one letter, such as T for stopped and Z for ended."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+
+    @classmethod
+    def all(cls) -> "list[ProcessStatus]":
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            # It may end while we look.
+            with contextlib.suppress(OSError):
+                state, parent, group = (folder / "stat").read_text().rpartition(") ")[2].split()[:3]
+                found.append(cls(int(folder.name), state, int(parent), int(group)))
+        return found
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait for what tells nobody, such as the state of a process that is not our child."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"in {PATIENCE} s this did not come: {what}"
+        time.sleep(0.005)
+
+
 class Program:
-    """A running program; its standard error is read as it comes."""
+    """A running program, in a process group of its own; its standard error is read as it comes."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -104,21 +181,141 @@ class Program:
             received += client.recv(4096) or b"begun too early an end"
         return client
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, once it has said so."""
+        url = self.wait_for(r"listening on https?://([\d.]+):(\d+)")
+        return url[1], int(url[2])
+
+    def open(self) -> http.client.HTTPConnection:
+        """A client, not connected yet."""
+        return http.client.HTTPConnection(*self.address, timeout=PATIENCE)
+
+    def ask(self, path: str = "/") -> int:
+        """Send a request on a connection of its own; returns the process that answered."""
+        client = self.open()
+        with contextlib.closing(client):
+            client.request("GET", path, headers={"Connection": "close"})
+            return read_pid(client.getresponse())
+
+    def signal_group(self, number: int = signal.SIGINT) -> None:
+        """Signal the program and all that it has started, as a terminal does at Ctrl-C."""
+        os.killpg(self.process.pid, number)
+
+    def hold(self) -> "HeldRequest":
+        """Send a request that runs until it is released."""
+        return HeldRequest(self.open())
+
+    def wait_for_answers(self, count: int, *, but: Iterable[int] = ()) -> set[int]:
+        """Wait until as many processes have answered, beside those of ``but``; returns their numbers."""
+        found: set[int] = set()
+        wait_until(lambda: found.add(self.ask()) or len(found.difference(but)) == count, f"{count} answer, but {but}")
+        return found.difference(but)
+
+    def hold_in_each(self, workers: Iterable[int], stack: contextlib.ExitStack) -> "dict[int, HeldRequest]":
+        """A request that runs until it is released, in each of these processes."""
+        held: dict[int, HeldRequest] = {}
+        missing = set(workers)
+
+        def hold() -> bool:
+            one = self.hold()
+            if one.worker in missing:
+                missing.remove(one.worker)
+                held[one.worker] = stack.enter_context(one)
+            else:
+                one.release()
+            return not missing
+
+        wait_until(hold, f"an answer of each of {workers}")
+        return held
+
     def signal(self, number: int = signal.SIGINT) -> None:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Wait for the program's end and return its exit code."""
+        """Wait for the program's end, and that of its output; returns its exit code."""
         code = self.process.wait(PATIENCE)
         for thread in self._threads:
             thread.join(PATIENCE)
         return code
 
+    # What it has started
+
+    def children(self) -> set[int]:
+        """The processes that it has started itself, and that run."""
+        return {one.pid for one in ProcessStatus.all() if one.parent == self.process.pid and one.state != "Z"}
+
+    def wait_for_children(self, count: int, *, but: Iterable[int] = ()) -> set[int]:
+        """Wait until it has as many children, none of which is one of ``but``."""
+        found: set[int] = set()
+
+        def are_there() -> bool:
+            found.clear()
+            found.update(self.children())
+            return len(found) == count and found.isdisjoint(but)
+
+        wait_until(are_there, f"{count} children, none of {but}")
+        return found
+
+    def left_over(self) -> list[str]:
+        """The command lines of all in its process group that run; the program itself is one as long as it runs."""
+        group = self.process.pid
+        return [_command_of(one.pid) for one in ProcessStatus.all() if one.group == group and one.state != "Z"]
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+        # Only now may the number become another's: as long as one of the group is left it is taken.
+        if self.process.poll() is None or self.left_over():
+            with contextlib.suppress(ProcessLookupError):
+                self.signal_group(signal.SIGKILL)
+        self.wait()
+
+
+class HeldRequest:
+    """A request to WORKER_APP that ``worker`` has begun to answer, and whose end it waits for."""
+
+    def __init__(self, client: http.client.HTTPConnection) -> None:
+        self.client = client
+        client.putrequest("POST", "/")
+        client.putheader("Content-Length", "1")
+        client.endheaders()
+        self.response = client.getresponse()
+        self.worker = int(self.response.readline())
+
+    def release(self) -> None:
+        """Let it end, and check the rest of the answer."""
+        self.client.send(b"x")
+        assert self.response.read() == b"ended"
+        self.client.close()
+
+    def __enter__(self) -> "HeldRequest":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.close()
+
+
+def read_pid(response: http.client.HTTPResponse) -> int:
+    """Read a whole answer of WORKER_APP; returns the process that gave it."""
+    pid, end = response.read().split(b"\n")
+    assert end == b"ended"
+    return int(pid)
+
+
+def _command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return "ended just now"
+
+
+_SETTINGS = ("TRIOSERVE_", "WEB_CONCURRENCY")  # in the environment of the tests, which is not that of the programs
+
 
 @contextmanager
 def start(*arguments: str, cwd: os.PathLike[str], **variables: str) -> Iterator[Program]:
-    """Start Python with these arguments; the program does not outlive the block."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRIOSERVE_")}
+    """Start Python with these arguments; neither the program nor what it starts outlives the block."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
     with subprocess.Popen(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -127,14 +324,14 @@ def start(*arguments: str, cwd: os.PathLike[str], **variables: str) -> Iterator[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A Ctrl-C in the terminal of the tests is not for it; and what is left of the group at the end is its.
+        start_new_session=True,
     ) as process:
         program = Program(process)
         try:
             yield program
         finally:
-            if process.poll() is None:
-                process.kill()
-            program.wait()
+            program.end()
 
 
 def finish(*arguments: str, cwd: os.PathLike[str], **variables: str) -> Program:

@@ -121,13 +121,17 @@ class Listener:
         return self._socket
 
     def twin(self) -> Listener | None:
-        """Another listener on the same TCP port, which gets its share of the connections (SO_REUSEPORT); None for a
-        listener of another kind. Raises BindError.
+        """Another listener on the same TCP port, which gets its share of the connections (SO_REUSEPORT).
+
+        None if there can be none: it is no TCP socket, or an inherited one without that option. Raises BindError.
         """
-        if self._socket is None or self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+        bound = self._socket
+        if bound is None or bound.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        if not bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
             return None
         with ExitStack() as opened:
-            made = opened.enter_context(_bind_one(self._socket.family, self._socket.getsockname(), shares_port=True))
+            made = opened.enter_context(_bind_one(bound.family, bound.getsockname(), shares_port=True))
             listener = Listener.from_socket(made, tls=self.tls, address=self.address)
             opened.pop_all()
         return listener
@@ -156,11 +160,12 @@ class Listener:
     async def aclose(self) -> None:
         """Stop accepting, and remove the file of a unix socket of ours. May be repeated; closes also if cancelled."""
         accepting, self._accepting = self._accepting, None
-        self._close_socket()
+        self.close()
         if self._socket is None and accepting is not None:
             await accepting.aclose()
 
-    def _close_socket(self) -> None:
+    def close(self) -> None:
+        """As aclose, for a listener that is a socket."""
         # First the file: while the socket is open its inode cannot be given to a file of another server.
         if self._file is not None:
             self._file.remove()
@@ -197,7 +202,7 @@ async def bind_all(config: Config, sockets: Iterable[Socket] = (), *, bind_defau
                 # Two owners of one descriptor would close it twice, the second time somebody else's.
                 raise BindError(errno.EADDRINUSE, "the descriptor is named twice", str(bind))
             for listener in made:
-                opened.callback(listener._close_socket)
+                opened.callback(listener.close)
             listeners += made
         listeners += [Listener.from_socket(one, tls=config.uses_tls) for one in given]
         opened.pop_all()

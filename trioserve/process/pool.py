@@ -157,6 +157,7 @@ class Slot:
 
     async def _fill(self) -> None:
         while await self._start() is None:
+            self._answer(is_done=False)  # a roll must not wait for one that may never start
             await self._pool.failed(self._why, young=True)
 
     async def _look_after(self, worker: Worker) -> None:

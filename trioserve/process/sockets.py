@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from ..config import Config
 from ..net.listeners import Listener, aclose_all, bind_all
@@ -35,7 +36,15 @@ class Sockets:
         if not self._config.reuse_port or number == 0:
             return self._shared
         if number not in self._own:
-            self._own[number] = [one.twin() or one for one in self._shared]
+            with ExitStack() as opened:
+                twins = []
+                for one in self._shared:
+                    twin = one.twin()
+                    if twin is not None:
+                        opened.callback(twin.close)
+                    twins.append(twin or one)
+                opened.pop_all()
+            self._own[number] = twins
         return self._own[number]
 
     async def close_slot(self, number: int) -> None:
