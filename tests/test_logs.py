@@ -22,6 +22,7 @@ from trioserve.logs import (
     log_application_error,
     log_exchange,
     server_log,
+    wants_colors,
 )
 
 RECORD = ExchangeRecord("127.0.0.1:50312", "GET", "/x", "1.1", 200, 0, 13, 0.0012, 0.0009, Outcome.OK)
@@ -335,3 +336,42 @@ def test_without_a_console(monkeypatch):
     sys.stdout.close()
     configure_logging(Config())
     assert not server_log.handlers
+
+
+@pytest.mark.parametrize("colors", [True, False])
+@pytest.mark.parametrize("use_colors", [True, False, None])
+def test_colours_of_who_shows_the_errors(monkeypatch, colors, use_colors):
+    """Who knows where stderr ends, as a worker does of its supervisor's, decides for stderr alone."""
+    streams = {name: Terminal() for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    for name, value in (("NO_COLOR", ""), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    configure_logging(Config(use_colors=use_colors), colors_errors=colors)
+    server_log.info("well")
+    log_exchange(RECORD)
+    assert ("\x1b[" in streams["stderr"].getvalue()) is colors
+    assert ("\x1b[" in streams["stdout"].getvalue()) is (use_colors is not False)
+
+
+@pytest.mark.parametrize(
+    ("stream", "variables", "wanted"),
+    [
+        ("terminal", {}, True),
+        ("terminal", {"NO_COLOR": "1"}, False),
+        ("terminal", {"TERM": "dumb"}, False),
+        ("file", {}, False),
+        ("closed", {}, False),
+        ("none", {}, False),
+    ],
+)
+def test_which_streams_want_colours(monkeypatch, stream, variables, wanted):
+    """A terminal wants colours unless the environment refuses them; the option decides whatever the stream is."""
+    for name, value in {"NO_COLOR": "", "TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    closed = Terminal()
+    closed.close()
+    made = {"terminal": Terminal(), "file": io.StringIO(), "closed": closed, "none": None}[stream]
+    assert wants_colors(None, made) is wanted
+    assert wants_colors(True, made) is True
+    assert wants_colors(False, made) is False

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import sys
+from contextlib import closing
 from functools import partial
 
 import h11
@@ -29,7 +30,9 @@ from trioserve import (
     serve,
     serve_stream,
 )
+from trioserve.net.listeners import Listener
 from trioserve.observer import Phase
+from trioserve.server import serve_observed
 
 from .support import (
     LINUX,
@@ -158,6 +161,78 @@ async def test_phases_of_a_server_that_is_cancelled(autojump_clock):
 # What it takes
 
 
+async def test_retire_lets_idle_connections_have_one_more_request(autojump_clock):
+    """retire() accepts nothing more, but a connection that is idle is answered once again before it closes."""
+    async with memory_server(respond()) as server:
+        idle, other = await server.connect(), await server.connect()
+        for client in (idle, other):
+            assert b"connection" not in (await client.get()).headers
+        server.server.retire()
+        assert server.recorder.phases[-1] is Phase.DRAINING
+        await trio.sleep(1)
+        with pytest.raises(trio.ClosedResourceError):
+            await server.connect_stream.__self__.accept()
+        answer = await idle.get()
+        assert (answer.status, answer.headers[b"connection"]) == (200, b"close")
+        assert await idle.receive_rest() == b""
+        start = trio.current_time()
+        assert await other.receive_rest() == b""
+        assert trio.current_time() - start == 30 - 1  # timeout_graceful_shutdown
+        await trio.sleep(1)
+        assert server.recorder.phases[-1] is Phase.STOPPED
+
+
+async def test_retire_with_a_grace(autojump_clock):
+    """retire(grace) takes so many seconds at most, and may be called again with fewer."""
+    async with memory_server(respond()) as server:
+        client = await server.connect()
+        await client.get()
+        start = trio.current_time()
+        server.server.retire(20)
+        server.server.retire(5)
+        assert await client.receive_rest() == b""
+        assert trio.current_time() - start == 5
+
+
+async def test_shutdown_after_retire(autojump_clock):
+    """shutdown() after retire() waits for idle connections no longer."""
+    async with memory_server(respond()) as server:
+        client = await server.connect()
+        await client.get()
+        start = trio.current_time()
+        server.server.retire()
+        server.server.shutdown()
+        assert await client.receive_rest() == b""
+        assert trio.current_time() == start
+
+
+@pytest.mark.parametrize("sees_to_it", [True, False])
+async def test_limit_that_somebody_else_sees_to(autojump_clock, sees_to_it):
+    """At limit_max_requests the observer is told once; if it sees to the end itself, the server serves on."""
+    told = []
+
+    class Keeper(Recorder):
+        def limit_reached(self):
+            told.append(len(self.records))
+            return sees_to_it
+
+    async with memory_server(respond(), recorder=Keeper(), limit_max_requests=2) as server:
+        client = await server.connect()
+        assert b"connection" not in (await client.get()).headers
+        second = await client.get()
+        assert told == [1]
+        if sees_to_it:
+            assert b"connection" not in second.headers
+            for _ in range(3):
+                assert b"connection" not in (await client.get()).headers
+            assert server.recorder.phases[-1] is Phase.SERVING
+        else:
+            assert second.headers[b"connection"] == b"close"
+            assert server.recorder.phases[-1] in (Phase.DRAINING, Phase.STOPPING, Phase.STOPPED)
+        await client.aclose()
+    assert told == [1]
+
+
 async def test_options_go_before_the_config():
     """serve() takes a Config and single options, which win, and leaves the Config as it was."""
     config = Config(port=1, server_header=False, date_header=False)
@@ -179,6 +254,24 @@ async def test_a_wrong_option_is_refused(options, text, config):
     """A wrong option raises ConfigError from serve() itself."""
     with nothing_left(), pytest.raises(ConfigError, match=text):
         await serve(respond(), config, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"), [({"workers": 2}, "workers=2"), ({"reload": True}, "reload"), ({"workers": 1}, None)]
+)
+@pytest.mark.parametrize("how", ["options", "config"])
+async def test_several_processes_are_refused(options, asked, how):
+    """serve() is one server in this process: it refuses what only a supervisor can do, before it does anything."""
+    given = bound_socket()
+    start = partial(serve, respond(), sockets=[given])
+    start = partial(start, **options) if how == "options" else partial(start, config=Config(**options))
+    if asked is None:
+        async with trio.open_nursery() as nursery:
+            (await nursery.start(start)).shutdown()
+        return
+    with closing(given), pytest.raises(ConfigError) as caught:
+        await start()
+    assert str(caught.value) == f"{asked} is for the command line and run(): serve() is one server in this process"
 
 
 @pytest.mark.parametrize("kind", [socket.socket, trio.socket.SocketType])
@@ -208,6 +301,58 @@ async def test_named_addresses_are_bound_beside_ready_sockets():
         for address in server.addresses:
             assert (await get(address)).status == 200
         server.shutdown()
+
+
+async def test_bound_listeners_are_served_and_closed():
+    """Listeners that are ready are served under their names in place of every address of the Config, and closed."""
+    with nothing_left():
+        ready = [Listener.from_socket(bound_socket(), tls=False, address=name) for name in ("fd:3", "fd:4")]
+        other = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            # An address that cannot be bound shows that nobody tries.
+            config = Config(bind=["192.0.2.1:1"])
+            start = partial(serve_observed, respond(), config, bound=ready, listeners=other, observer=Recorder())
+            server = await nursery.start(start)
+            addresses = [one.raw_address for one in ready] + [one.socket.getsockname() for one in other]
+            assert list(server.addresses) == addresses
+            for address in addresses:
+                assert (await get(address)).status == 200
+            server.shutdown()
+        assert [one.raw_socket.fileno() for one in ready] == [-1, -1]
+
+
+async def test_bound_listener_knows_whether_it_speaks_tls(tmp_path):
+    """A ready listener speaks TLS if it was made to, whatever the others do."""
+    authority = trustme.CA()
+    chain = tmp_path / "chain.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(chain))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    plain, secured = (Listener.from_socket(bound_socket(), tls=tls) for tls in (False, True))
+    async with trio.open_nursery() as nursery:
+        config = Config(ssl_certfile=str(chain))
+        start = partial(serve_observed, respond(), config, bound=[plain, secured], observer=Recorder())
+        server = await nursery.start(start)
+        assert [url.partition(":")[0] for url in server.urls] == ["http", "https"]
+        assert (await get(plain.raw_address)).status == 200
+        stream = trio.SSLStream(
+            await trio.open_tcp_stream(*secured.raw_address),
+            context,
+            server_hostname="localhost",
+            https_compatible=True,
+        )
+        assert (await Client(stream).get()).status == 200
+        await trio.aclose_forcefully(stream)
+        server.shutdown()
+
+
+async def test_bound_listeners_are_closed_if_the_start_fails(tmp_path):
+    """A start that fails closes the ready listeners as well."""
+    ready = Listener.from_socket(bound_socket(), tls=True)
+    config = Config(ssl_certfile=str(tmp_path / "missing.pem"))
+    with pytest.raises(CertificateError):
+        await serve_observed(respond(), config, bound=[ready], observer=Recorder())
+    assert ready.raw_socket.fileno() == -1
 
 
 async def test_any_trio_listener_is_served():

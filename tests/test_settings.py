@@ -18,7 +18,7 @@ from trioserve.process.settings import format_settings, read_settings
 def folder(tmp_path, monkeypatch):
     """An empty current folder and an environment without trioserve's variables; both are put back."""
     kept = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("TRIOSERVE_")]:
+    for name in [name for name in os.environ if name.startswith(("TRIOSERVE_", "WEB_CONCURRENCY"))]:
         del os.environ[name]
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -364,6 +364,68 @@ def test_sockets_of_systemd_are_taken_once(hand_over):
     hand_over("http")
     assert read_settings({}).config.bind == ("fd:3",)
     assert read_settings({}).config == Config()
+
+
+def test_number_of_workers_of_a_hosting_platform():
+    """WEB_CONCURRENCY is the number of workers where nothing else names one."""
+    os.environ["WEB_CONCURRENCY"] = "3"
+    settings = read_settings({})
+    assert (settings.config.workers, settings.sources["workers"]) == (3, "environment WEB_CONCURRENCY")
+    assert settings.warnings == ()
+
+
+@pytest.mark.parametrize("how", ["command line", "environment", "file"])
+def test_number_of_workers_of_ours_wins(folder, how):
+    """Whoever names workers, even in a file, means trioserve, and WEB_CONCURRENCY may be meant for others."""
+    os.environ["WEB_CONCURRENCY"] = "nonsense"
+    if how == "environment":
+        os.environ["TRIOSERVE_WORKERS"] = "2"
+    elif how == "file":
+        (folder / "trioserve.toml").write_text("workers = 2\n")
+    settings = read_settings({"workers": 2} if how == "command line" else {})
+    assert settings.config.workers == 2
+    assert settings.sources["workers"].startswith(how)
+
+
+def test_number_of_workers_from_an_env_file(folder):
+    """WEB_CONCURRENCY may stand in the env_file."""
+    (folder / "platform.env").write_text("WEB_CONCURRENCY=2\n")
+    assert read_settings({"env_file": "platform.env"}).config.workers == 2
+
+
+@pytest.mark.parametrize("text", ["many", "0", "-1", "1.5"])
+def test_number_of_workers_that_is_none(text):
+    """A WEB_CONCURRENCY that is no number of workers is refused by its own name."""
+    os.environ["WEB_CONCURRENCY"] = text
+    assert failure().startswith("WEB_CONCURRENCY: workers must be a whole number")
+
+
+@pytest.mark.parametrize("text", ["", "4"])
+@pytest.mark.parametrize("reload", [True, False])
+def test_number_of_workers_under_reload(text, reload):
+    """Under reload, with its one worker, WEB_CONCURRENCY is none of our business; one that is empty never is."""
+    os.environ["WEB_CONCURRENCY"] = text
+    settings = read_settings({"reload": reload})
+    assert settings.config.workers == (4 if text and not reload else 1)
+
+
+def test_grace_under_reload(folder):
+    """Under reload nobody waits 30 s for a stream to end, unless it was asked for."""
+    settings = read_settings({"reload": True})
+    assert (settings.config.timeout_graceful_shutdown, settings.sources["timeout_graceful_shutdown"]) == (2, "default")
+    assert read_settings({"reload": False}).config.timeout_graceful_shutdown == 30
+    assert read_settings({"reload": True, "timeout_graceful_shutdown": 9}).config.timeout_graceful_shutdown == 9
+    (folder / "trioserve.toml").write_text("reload = true\ntimeout_graceful_shutdown = 8\n")
+    assert read_settings({}).config.timeout_graceful_shutdown == 8
+    os.environ["TRIOSERVE_TIMEOUT_GRACEFUL_SHUTDOWN"] = "7"
+    assert read_settings({}).config.timeout_graceful_shutdown == 7
+
+
+def test_reload_with_several_workers(folder):
+    """reload and several workers exclude each other, wherever they come from."""
+    assert failure({"reload": True, "workers": 2}) == "reload runs one worker, so it cannot go with workers=2"
+    (folder / "trioserve.toml").write_text("workers = 3\n")
+    assert failure({"reload": True}).startswith("reload runs one worker, so it cannot go with workers=3")
 
 
 def test_format_can_be_used_as_a_file(folder):

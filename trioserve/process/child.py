@@ -21,7 +21,8 @@ from ..types import AnyValue
 from .job import Job, Order, PassedSocket, Report, order_line, read_report
 from .output import ErrorOutput
 from .pipes import READER_GONE, inheritance, make_pipe, number_for_worker, open_reader, share_socket
-from .signals import ABORT, interrupts_held, signal_name
+from .signals import ABORT, signal_name
+from .watchdog import BEATS
 
 _PATIENCE = 5.0
 """Seconds more than a worker's own deadlines give it, before it is killed."""
@@ -151,11 +152,9 @@ class Worker:
                 options["env"] = {**os.environ, "__PYVENV_LAUNCHER__": program}
                 program = base
         command = [program, *_interpreter_flags(self._config), "-m", "trioserve.process.worker"]
-        # A Ctrl-C is for us; it must not hit a worker that cannot handle it yet.
-        with interrupts_held():
-            return await trio.lowlevel.open_process(
-                [*command, str(number_for_worker(descriptors[0]))], stderr=subprocess.PIPE, **options
-            )
+        return await trio.lowlevel.open_process(
+            [*command, str(number_for_worker(descriptors[0]))], stderr=subprocess.PIPE, **options
+        )
 
     def _make_job(self, reports: int, errors: int) -> Job:
         return Job(
@@ -209,34 +208,34 @@ class Worker:
             self.is_worn = True
         elif report is Report.RETIRING:
             self.is_leaving = True
-        elif report is Report.BLOCKED:
-            self._kill_blocked()
+        elif not self.is_leaving:
+            self._tell_blockage()
+            assert self._process is not None
+            self._process.kill()
         self._on_news()
 
     async def _watch_health(self, process: trio.Process) -> None:
         """End the worker if it falls silent: then something holds the interpreter, and its own watchdog too."""
         await self._is_ready.wait()
-        patience = self._config.timeout_worker_healthcheck + _WATCHDOG_PATIENCE
+        # Its watchdog looks only so often.
+        patience = self._config.timeout_worker_healthcheck * (1 + 1 / BEATS) + _WATCHDOG_PATIENCE
         while not self.is_leaving:
             due = self._last_beat + patience
             await trio.sleep_until(due)
             if trio.current_time() > due + _WATCHDOG_PATIENCE:
                 self._last_beat = trio.current_time()  # we were stopped ourselves, and the beats wait to be read
             elif self._last_beat + patience <= due and not self.is_leaving:
+                self._tell_blockage()
                 if ABORT is not None:  # pragma: no branch - the tests run on POSIX
                     process.send_signal(ABORT)
                     await trio.sleep(_ABORT_PATIENCE)
-                self._kill_blocked()
+                process.kill()
                 return
 
-    def _kill_blocked(self) -> None:
-        if self.is_blocked or self.is_leaving:
-            return
+    def _tell_blockage(self) -> None:
         self.is_blocked = True
         seconds = self._config.timeout_worker_healthcheck
         server_log.error("%s: the event loop has been blocked for more than %g s, so it is killed", self.name, seconds)
-        assert self._process is not None
-        self._process.kill()
 
     # Telling
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from ..errors import StartupError
 from ..logs import server_log
 from ..net.listeners import Listener
 from ..observer import Observer
-from ..server import serve_observed
+from ..server import Server, serve_observed
+from ..types import ASGIApp
 from .child import Worker
 from .error_page import make_error_page
 from .job import Order
 from .signals import Heard
 from .supervisor import Supervisor
 from .watcher import Watcher
+
+_PAGE_PATIENCE = 1.0
+"""Seconds in which requests for the page may still be answered when a worker starts."""
 
 
 class Reloader:
@@ -64,7 +69,9 @@ class Reloader:
         try:
             worker = await self._supervisor.start_worker(0, self._news.ring)
         except OSError as error:
-            await self._wait_for_reason("The application does not start", f"no process: {error.strerror or error}")
+            text = f"cannot start a worker: {error.strerror or error}"
+            server_log.error("%s", text)
+            await self._wait_for_reason("The application does not start", text)
             return
         reason = await self._wait_for_news(worker)
         if reason is not None:
@@ -90,23 +97,24 @@ class Reloader:
 
     async def _wait_for_reason(self, title: str, text: str) -> None:
         """Show why nothing runs, until there is a reason to try again."""
-        self._supervisor.serving()
-        server_log.warning("waiting for a change; until then every request gets 503 and the reason")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._show, title, text)
+            page = await nursery.start(self._show, make_error_page(title, text))
+            self._supervisor.serving()
+            server_log.warning("waiting for a change; until then every request gets 503 and the reason")
             while self._reason is None:
                 await self._news.wait()
-            nursery.cancel_scope.cancel()
+            if page is not None:
+                page.shutdown(_PAGE_PATIENCE)
         server_log.info("%s: starting anew", self._reason)
 
-    async def _show(self, title: str, text: str) -> None:
+    async def _show(self, page: ASGIApp, task_status: trio.TaskStatus[Server | None]) -> None:
         config = self._supervisor.config.replace(lifespan="off", factory=False, limit_max_requests=None)
         listeners = [_copy(one) for one in self._supervisor.sockets.of_slot(0)]
-        page = make_error_page(title, text)
         try:
-            await serve_observed(page, config, bound=listeners, observer=Observer())
+            await serve_observed(page, config, bound=listeners, observer=Observer(), task_status=task_status)
         except StartupError as error:  # the certificate may be what has just been broken
             server_log.error("%s", error)
+            task_status.started(None)
 
 
 def _copy(listener: Listener) -> Listener:
@@ -114,4 +122,7 @@ def _copy(listener: Listener) -> Listener:
 
 
 def _shorten(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    # The current folder may be what has been removed.
+    with contextlib.suppress(OSError, ValueError):
+        return path.relative_to(Path.cwd())
+    return path

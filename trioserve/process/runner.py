@@ -16,7 +16,7 @@ from .loader import load_app, split_target
 from .pool import Pool
 from .reloader import Reloader
 from .settings import COMMAND_LINE, Settings, read_settings
-from .signals import StopSignals
+from .signals import HeldInterrupts, StopSignals
 from .single import Single
 from .supervisor import Supervisor
 from .watcher import Watcher
@@ -83,7 +83,7 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
 def _supervise(app: str, settings: Settings) -> int:
     try:
         make_keeper = partial(Reloader, watcher=Watcher(settings.config)) if settings.config.reload else Pool
-        return trio.run(Supervisor(app, settings, make_keeper).run)
+        return trio.run(Supervisor(app, settings, make_keeper).run, instruments=[HeldInterrupts()])
     except ConfigError as error:
         server_log.critical("%s", error)
         return EXIT_WRONG_USAGE

@@ -121,32 +121,30 @@ class StopSignals:
             os.write(self._hard.output, text.encode())
 
 
-class _Hold:
-    """Who holds Ctrl-C back at present: blocks may overlap, and the last to end lets it through."""
+class HeldInterrupts(trio.abc.Instrument):
+    """Lets a Ctrl-C through only while the event loop waits.
 
-    count = 0
-    was_blocked = False
-
-
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """A Ctrl-C waits until the end of the block, also for threads and processes that are started in it.
-
-    For the main thread. Such a process must let it through by itself: WorkerSignals.take_over does.
+    So every thread that the program starts holds it back, and every process that such a thread starts is born with it
+    held back, and cannot be hit before it is able to handle it. The process must let it through by itself:
+    WorkerSignals.take_over does.
     """
-    if sys.platform == "win32":  # pragma: no cover - there a worker is in a group that a Ctrl-C does not reach
-        yield
-    else:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        if not _Hold.count:
-            _Hold.was_blocked = signal.SIGINT in before
-        _Hold.count += 1
-        try:
-            yield
-        finally:
-            _Hold.count -= 1
-            if not (_Hold.count or _Hold.was_blocked):
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+    def __init__(self) -> None:
+        self._before: set[int] = set()
+
+    if sys.platform != "win32":  # there a worker is in a group that a Ctrl-C does not reach
+
+        def before_run(self) -> None:
+            self._before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+
+        def after_run(self) -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+        def before_io_wait(self, timeout: float) -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+        def after_io_wait(self, timeout: float) -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 def signal_name(number: int) -> str:

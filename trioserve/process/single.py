@@ -31,7 +31,7 @@ class Single(Observer):
         self._server: Server | None = None
         self._serves = trio.Event()
         self._scope = trio.CancelScope()
-        self._is_cutting = False
+        self._is_stopping = self._is_cutting = False
 
     def run(self) -> int:
         error = trio.run(self._serve)
@@ -71,7 +71,7 @@ class Single(Observer):
                     root = trio.lowlevel.current_root_task()
                     assert root is not None  # in a task there is one
                     server_log.warning("%s", format_task_tree(root))
-                elif self._certificates is not None:
+                elif self._certificates is not None and not self._is_stopping:
                     self._notifier.reloading()
                     self._certificates.renew()
                     self._notifier.ready("serving")
@@ -101,6 +101,7 @@ class Single(Observer):
     def phase_changed(self, phase: Phase) -> None:
         self._signals.phase_changed(phase)
         if phase in (Phase.DRAINING, Phase.CANCELLING):
+            self._is_stopping = True
             self._notifier.stopping("stopping")
         if phase is Phase.CANCELLING and not self._is_cutting:
             self._announce_cut()

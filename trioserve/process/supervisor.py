@@ -73,6 +73,8 @@ class Supervisor:
     def _try_tls(self) -> None:
         """Fail before anything starts if there can be no TLS context; each worker makes its own."""
         if self.config.ssl_context_factory is not None:
+            if self.config.reload:
+                return  # it may be in what is being written
             add_app_dir(self.config.app_dir)
         load_tls(self.config)
 
@@ -90,8 +92,8 @@ class Supervisor:
 
     def serving(self) -> None:
         """A worker is ready."""
-        status = f"{sum(one.serves for one in self.workers)} workers serve"
-        self.notifier.ready(status)
+        count = sum(one.serves for one in self.workers)
+        self.notifier.ready("1 worker serves" if count == 1 else f"{count} workers serve")
         if not self._has_announced:
             self._has_announced = True
             announce(self._app, self.sockets.urls, self._settings)
@@ -153,7 +155,12 @@ class Supervisor:
     async def _feed_watchdog(self) -> None:
         """Tell systemd's watchdog that all is well, as long as some worker's event loop runs."""
         interval = self.notifier.watchdog_interval
-        while interval is not None:
-            if any(one.seconds_silent < 2 * interval for one in self.workers) or not self._has_announced:
+        if interval is None:
+            return
+        # A worker whose beats do not come in this time is killed; under --reload there are none.
+        patience = max(2 * interval, self.config.timeout_worker_healthcheck)
+        while True:
+            beats = any(one.ready_at is not None and one.seconds_silent < patience for one in self.workers)
+            if beats or self.config.reload or not self._has_announced:
                 self.notifier.watchdog()
             await trio.sleep(interval)

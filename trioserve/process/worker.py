@@ -51,6 +51,7 @@ class WorkerRun(Observer):
         self._server: Server | None = None
         self._serves = trio.Event()
         self._scope = trio.CancelScope()
+        self._is_cutting = False
 
     def run(self) -> int:
         """Serve until told to stop, and return the exit code."""
@@ -117,6 +118,11 @@ class WorkerRun(Observer):
         if phase is Phase.DRAINING and self._server is not None and self._server.statistics().connections:
             self._log(logging.INFO, "stopping: waiting for %s", self._server.describe_waiting())
         elif phase is Phase.CANCELLING:
+            self._announce_cut()
+
+    def _announce_cut(self) -> None:
+        if not self._is_cutting:
+            self._is_cutting = True
             seconds = self._job.config.timeout_hard_shutdown
             self._log(logging.WARNING, "cancelled what still runs; the process ends in %g s if that does not", seconds)
 
@@ -151,7 +157,10 @@ class WorkerRun(Observer):
                 self._token.run_sync_soon(function, *arguments)
 
     def _obey(self, order: Order) -> None:
-        if self._server is None or order is Order.CANCEL:
+        if self._server is None:
+            self._scope.cancel()
+        elif order is Order.CANCEL:
+            self._announce_cut()
             self._scope.cancel()
         elif order is Order.RETIRE:
             self._server.retire()

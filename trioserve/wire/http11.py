@@ -128,9 +128,9 @@ class HTTP11Connection:
                 if not begun:
                     begun, deadline = True, trio.current_time() + config.timeout_request_head
             if drain.kind is DrainKind.STOP:
-                if not codec.has_begun:
-                    return None
-                deadline = min(deadline, trio.current_time() + HEAD_PATIENCE_AT_STOP)
+                # A request that the client has sent already may still be on its way through the kernel.
+                patience = HEAD_PATIENCE_AT_STOP if codec.has_begun else 0
+                deadline = min(deadline, trio.current_time() + patience)
             came = await self._transport.receive(deadline)
             if isinstance(came, bytes):
                 if not came:
