@@ -76,13 +76,11 @@ WEBSOCKET_SERVERS = (
 )
 ACCEPTS = "benchmarks.accepts:app"
 WORKER_SERVERS = tuple(
-    Server(name, package, f"{package} {ACCEPTS} --port PORT --http h11 --no-access-log{more}")
-    for name, package, more in (
-        ("trioserve, 1 worker", "trioserve", ""),
-        ("trioserve, 2 workers", "trioserve", " --workers 2"),
-        ("trioserve, 2 workers, a listener each", "trioserve", " --workers 2 --reuse-port"),
-        ("uvicorn h11, 1 worker", "uvicorn", " --loop asyncio"),
-        ("uvicorn h11, 2 workers", "uvicorn", " --loop asyncio --workers 2"),
+    Server(name, "trioserve", f"trioserve {ACCEPTS} --port PORT --http h11 --no-access-log{more}")
+    for name, more in (
+        ("1 worker", ""),
+        ("2 workers", " --workers 2"),
+        ("2 workers, a listener each", " --workers 2 --reuse-port"),
     )
 )
 

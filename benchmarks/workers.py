@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .measure import CONNECTIONS, WARM_UP, Requests, Sample, Workload, run_wrk, take_sample
-from .processes import cpu_time
+from .processes import cpu_time, process_tree
 from .servers import Server
 from .table import commands, machine, markdown, spread
 
-TRIES = 60  # requests without an unknown worker after which all are taken to be known
+TRIES = 10_000  # requests in which every worker must have answered one
 Counts = dict[int, tuple[int, int]]  # of each worker: accepted, found nothing
 
 
@@ -38,11 +38,11 @@ class Connections:
         """See Workload."""
         close = ("--header", "Connection: close")
         run_wrk(url, WARM_UP, *close)
-        counts = ask_counts(url)
+        counts = ask_counts(pid, url)
         before = cpu_time(pid)
         output = run_wrk(url, seconds, *close)
         sample = take_sample(output, cpu_time(pid) - before)
-        later = ask_counts(url)
+        later = ask_counts(pid, url)
         accepted = [later[one][0] - counts.get(one, (0, 0))[0] for one in later]
         empty = [later[one][1] - counts.get(one, (0, 0))[1] for one in later]
         return Shares(**vars(sample), busiest=max(accepted) / sum(accepted), empty=sum(empty) / sum(accepted))
@@ -54,16 +54,17 @@ WORKLOADS = (KEPT, NEW)
 Results = Mapping[Workload, Mapping[Server, Sequence[Sample]]]
 
 
-def ask_counts(url: str) -> Counts:
-    """The counts of every worker that answers."""
+def ask_counts(pid: int, url: str) -> Counts:
+    """The counts of every worker; raises RuntimeError if one does not answer."""
+    workers = process_tree(pid)[1:] or [pid]
     found: Counts = {}
-    unheard = 0
-    while unheard < TRIES:
+    for _ in range(TRIES):
         with urllib.request.urlopen(f"{url}accepts", timeout=10) as answer:  # noqa: S310 - it is ours
             values = json.load(answer)
-        unheard = unheard + 1 if values["pid"] in found else 0
         found[values["pid"]] = (values["accepted"], values["empty"])
-    return found
+        if len(found) == len(workers):
+            return found
+    raise RuntimeError(f"of the workers {workers} only {list(found)} answered")
 
 
 def report(results: Results, rounds: int, seconds: int) -> str:
@@ -83,7 +84,7 @@ def report(results: Results, rounds: int, seconds: int) -> str:
         for server in kept
     )
     header = (
-        "server",
+        "trioserve",
         "CPU µs per request, kept connections",
         "requests/s",
         "CPU µs per request, new connection each",
@@ -95,7 +96,7 @@ def report(results: Results, rounds: int, seconds: int) -> str:
     conditions = (
         f"Medians of {rounds} rounds of {seconds} s in turn, with the least and the most; {CONNECTIONS} connections "
         "over loopback, which wrk makes on one of the cores. CPU is user and system time of all the server's "
-        f"processes. {', '.join(dict.fromkeys(f'{one.package} {one.version}' for one in kept))}, {machine()}"
+        f"processes. {machine()}"
     )
     return "\n\n".join((markdown(header, rows), conditions, commands(kept)))
 
