@@ -72,7 +72,7 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "erase")  # what an earlier run left would count too
         runner = "coverage run"
     session.run(*runner.split(), "-m", "pytest", f"--randomly-seed={first}", *session.posargs)
-    session.run("pytest", "--numprocesses=auto", f"--randomly-seed={second}", *session.posargs)
+    session.run("pytest", "--numprocesses=3", f"--randomly-seed={second}", *session.posargs)
     if measures_coverage:
         session.run("coverage", "combine")
         session.run("coverage", "report")

@@ -156,7 +156,7 @@ class Config:
         None, Group.LIMITS, "Requests in progress at once; one more gets 503.", minimum=1, metavar="N"
     )
     limit_max_requests: int | None = option(
-        None, Group.LIMITS, "Stop after this many requests.", minimum=1, metavar="N"
+        None, Group.LIMITS, "Stop after so many requests; one of several workers is replaced.", minimum=1, metavar="N"
     )
     limit_max_requests_jitter: int = option(
         0, Group.LIMITS, "Add up to this many to limit_max_requests, chosen at random.", minimum=0
@@ -184,7 +184,9 @@ class Config:
     timeout_ws_handshake: float = option(
         10, Group.CLOCKS, "The application accepts or refuses a WebSocket; then 504.", above=0
     )
-    timeout_graceful_shutdown: float = option(30, Group.CLOCKS, "Requests may finish after a stop.", minimum=0)
+    timeout_graceful_shutdown: float = option(
+        30, Group.CLOCKS, "Requests may finish after a stop; 2 with --reload, if not given.", minimum=0
+    )
     timeout_hard_shutdown: float = option(
         5, Group.CLOCKS, "Cancelled requests may clean up; then the process ends.", above=0
     )

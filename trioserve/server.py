@@ -142,9 +142,8 @@ async def serve(
     ``await nursery.start(partial(trioserve.serve, app, port=0))`` returns a Server once the application has started and
     connections are accepted.
 
-    config: a Config, or None for the defaults; ``options`` are fields of Config and go before it. Nothing is read
-    from the
-        environment or from files but certificates.
+    config: a Config, or None for the defaults; ``options`` are fields of Config and go before it. Nothing is read from
+        the environment or from files but certificates.
     sockets: bound stream sockets to serve on; they speak TLS if ``ssl_certfile`` is given.
     listeners: any Trio listeners; their streams are served as they come, without TLS of ours.
 
@@ -294,7 +293,7 @@ def _call_factory(factory: AnyValue) -> ASGIApp:
     try:
         app: AnyValue = factory()
     # Foreign code at start-up, like the import of an application: whatever it raises is why the server cannot start.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AppLoadError(f"the application factory raised {type(error).__name__}: {error}") from error
     if not callable(app):
         raise AppLoadError(f"the application factory must return an application, not {app!r}")

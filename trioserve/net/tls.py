@@ -220,7 +220,7 @@ def _call_factory(config: Config, name: str) -> ssl.SSLContext:
     except CertificateError:
         raise
     # Foreign code at start-up, like the import of an application: whatever it raises is why the server cannot start.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CertificateError(f"ssl_context_factory {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(context, ssl.SSLContext):
         raise CertificateError(f"ssl_context_factory {name!r} must return an SSLContext, not {context!r}")

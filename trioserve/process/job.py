@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..config import Config
-from ..types import AnyValue, PlainValues
+from ..types import PlainValues
 
 
 class Order(StrEnum):
@@ -82,8 +82,8 @@ def order_line(order: Order) -> bytes:
     return json.dumps({"do": order}).encode("ascii") + b"\n"
 
 
-def report_line(report: Report, **values: AnyValue) -> bytes:
-    return json.dumps({"is": report, **values}).encode("ascii") + b"\n"
+def report_line(report: Report) -> bytes:
+    return json.dumps({"is": report}).encode("ascii") + b"\n"
 
 
 def read_order(line: bytes) -> Order:

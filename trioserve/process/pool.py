@@ -34,8 +34,9 @@ class Pool:
         self._has_served = False
         self._numbers = itertools.count()
         self._crashes = 0
+        self._has_given_up = False
         self._roll = Bell()
-        self._is_rolling = False
+        self._is_rolling = self._has_new_roll = False
 
     async def run(self) -> None:
         """Keep the workers running until cancelled."""
@@ -57,7 +58,7 @@ class Pool:
         if not self._has_served:
             server_log.warning("signal %s is ignored until the first worker is ready", signal.value)
         elif signal is Heard.ROLL:
-            self._roll.ring()
+            self._roll_asked()
         elif signal is Heard.MORE:
             assert self._nursery is not None
             self._nursery.start_soon(self._add_slot)
@@ -75,24 +76,36 @@ class Pool:
             server_log.warning("connections that wait in the queue of its listener may be reset")
         slot.close()
 
+    def _roll_asked(self) -> None:
+        if self._is_rolling:
+            # What it starts may be what was to be mended, and may hang.
+            server_log.info("beginning to replace the workers once more")
+            for slot in self._slots:
+                slot.stop_starting()
+        self._has_new_roll = True
+        self._roll.ring()
+
     async def _roll_forever(self) -> None:
         while True:
             await self._roll.wait()
+            self._has_new_roll, self._is_rolling = False, True
             await self._roll_once()
+            self._is_rolling = False
+            if not self._has_new_roll:
+                self._supervisor.serving()
 
     async def _roll_once(self) -> None:
         """Replace every worker, one after the other; stop at the first that has no successor."""
         server_log.info("replacing %d workers, one after the other", len(self._slots))
         self._supervisor.notifier.reloading()
-        self._is_rolling = True
         for slot in list(self._slots):
-            if slot in self._slots and not await slot.replace():
+            is_done = slot not in self._slots or await slot.replace()
+            if self._has_new_roll:
+                return
+            if not is_done:
                 server_log.error("the new worker cannot start, so the old ones stay")
-                break
-        else:
-            server_log.info("all workers are replaced")
-        self._is_rolling = False
-        self._supervisor.serving()
+                return
+        server_log.info("all workers are replaced")
 
     # What the slots tell
 
@@ -101,22 +114,35 @@ class Pool:
         if not self._is_rolling:  # the end of which is told of
             self._supervisor.serving()
 
-    async def failed(self, why: str, *, young: bool) -> None:
-        """A worker has ended or could not start; returns when the next may be tried.
+    def lived(self) -> None:
+        """A worker has ended that had served for a while, or one was replaced: this is no crash loop."""
+        self._crashes = 0
+
+    @property
+    def _is_crash_loop(self) -> bool:
+        return self._crashes >= CRASHES_IN_A_ROW and not any(one.serves for one in self._supervisor.workers)
+
+    async def failed(self, why: str) -> None:
+        """A worker has died young, or a slot without one could not start one; returns when the next may be tried.
 
         Stops the server if it was the first, or one too many.
         """
-        self._crashes = self._crashes + 1 if young else 0
+        self._crashes += 1
         if not self._has_served:
             self._supervisor.stop(EXIT_CANNOT_START)
-        elif self._crashes >= CRASHES_IN_A_ROW and not any(one.serves for one in self._supervisor.workers):
+        elif self._is_crash_loop and not self._has_given_up:
+            self._has_given_up = True
             count = self._crashes
             server_log.critical(
                 "%d workers have died in a row, each within seconds, so the server stops: %s", count, why
             )
             self._supervisor.stop(EXIT_CRASHED)
-        if young:
-            await trio.sleep(min(_FIRST_PAUSE * 2 ** (self._crashes - 1), _LONGEST_PAUSE))
+        await trio.sleep(pause_after(self._crashes))
+
+
+def pause_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: 0.25, 0.5, and so on to 8."""
+    return min(_FIRST_PAUSE * float(2 ** (failures - 1)), _LONGEST_PAUSE)
 
 
 class Slot:
@@ -131,6 +157,7 @@ class Slot:
         self._workers: list[Worker] = []  # the one that serves, and its successor while that starts
         self._asked: _Replacement | None = None
         self._why = ""  # the last start failed
+        self._failures = 0  # in a row, of successors that the worker itself wanted
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep a worker running until the slot closes; ``started`` once the first is ready."""
@@ -158,23 +185,43 @@ class Slot:
     async def _fill(self) -> None:
         while await self._start() is None:
             self._answer(is_done=False)  # a roll must not wait for one that may never start
-            await self._pool.failed(self._why, young=True)
+            await self._pool.failed(self._why)
 
     async def _look_after(self, worker: Worker) -> None:
         if worker.has_ended:
             self._workers.remove(worker)
-            await self._pool.failed(worker.describe_end(), young=worker.seconds_served < YOUNG)
+            if worker.seconds_served < YOUNG:
+                await self._pool.failed(worker.describe_end())
+            else:
+                self._pool.lived()
             await self._fill()
         elif self._asked is not None or worker.is_worn or worker.is_leaving:
-            successor = await self._start()
-            if successor is not None:
-                worker.order(Order.RETIRE)
-                self._workers.remove(worker)
-            self._answer(is_done=successor is not None)
-            if successor is None:
-                await self._pool.failed(self._why, young=True)
+            await self._succeed(worker)
         else:
             await self._news.wait()
+
+    async def _succeed(self, worker: Worker) -> None:
+        """Give the worker a successor, and retire it; it stays if that fails."""
+        was_asked = self._asked is not None
+        successor = await self._start()
+        if successor is not None:
+            worker.order(Order.RETIRE)
+            self._workers.remove(worker)
+            self._failures = 0
+            self._pool.lived()
+        self._answer(is_done=successor is not None)
+        if successor is None and not was_asked:
+            # Its own wish, which stands until the next try. Meanwhile it may die, or somebody may ask.
+            self._failures += 1
+            with trio.move_on_after(pause_after(self._failures)):
+                while self._asked is None and not worker.has_ended:
+                    await self._news.wait()
+
+    def stop_starting(self) -> None:
+        """Let a start fail that is going on."""
+        for worker in self._workers:
+            if worker.ready_at is None:
+                worker.order(Order.STOP)
 
     async def _start(self) -> Worker | None:
         """Start a worker, and wait until it is ready; None if it does not come to that."""

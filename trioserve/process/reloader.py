@@ -98,9 +98,12 @@ class Reloader:
     async def _wait_for_reason(self, title: str, text: str) -> None:
         """Show why nothing runs, until there is a reason to try again."""
         async with trio.open_nursery() as nursery:
-            page = await nursery.start(self._show, make_error_page(title, text))
-            self._supervisor.serving()
-            server_log.warning("waiting for a change; until then every request gets 503 and the reason")
+            page: Server | None = await nursery.start(self._show, make_error_page(title, text))
+            if page is None:
+                server_log.warning("waiting for a change")
+            else:
+                self._supervisor.serving()
+                server_log.warning("waiting for a change; until then every request gets 503 and the reason")
             while self._reason is None:
                 await self._news.wait()
             if page is not None:
@@ -109,6 +112,10 @@ class Reloader:
 
     async def _show(self, page: ASGIApp, task_status: trio.TaskStatus[Server | None]) -> None:
         config = self._supervisor.config.replace(lifespan="off", factory=False, limit_max_requests=None)
+        if config.ssl_context_factory is not None:
+            # It is the user's code, which has no place in this process: it may be old by the next change, or end it.
+            task_status.started(None)
+            return
         listeners = [_copy(one) for one in self._supervisor.sockets.of_slot(0)]
         try:
             await serve_observed(page, config, bound=listeners, observer=Observer(), task_status=task_status)

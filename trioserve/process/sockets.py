@@ -10,7 +10,7 @@ from ..net.listeners import Listener, aclose_all, bind_all
 
 
 class Sockets:
-    """Owns the bound sockets. The supervisor itself never accepts, and nobody listens before a worker is ready."""
+    """Owns the sockets. The supervisor itself never accepts, and lets none listen before a worker is ready."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -144,8 +144,10 @@ class Supervisor:
     def _stop_asked(self) -> None:
         self._stops += 1
         if self._stops == 1:
-            count = len(self.workers)
-            server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
+            if count := len(self.workers):
+                server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
+            else:
+                server_log.info("stopping")
             self.stop()
         else:
             server_log.warning("cancelling what the workers still do")
