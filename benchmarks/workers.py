@@ -14,17 +14,20 @@ from .servers import Server
 from .table import commands, machine, markdown, spread
 
 TRIES = 10_000  # requests in which every worker must have answered one
+PACED = 400  # connections that come one after the other
 Counts = dict[int, tuple[int, int]]  # of each worker: accepted, found nothing
 
 
 @dataclass(frozen=True)
 class Shares(Sample):
     """A sample of new connections. ``busiest`` is the share of the worker that accepted most, ``empty`` how often a
-    worker looked for a connection and found none, per connection.
+    worker looked for a connection and found none, per connection, and ``empty_paced`` the same of connections that come
+    one after the other, to workers that wait.
     """
 
     busiest: float
     empty: float
+    empty_paced: float
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,25 @@ class Connections:
         """See Workload."""
         close = ("--header", "Connection: close")
         run_wrk(url, WARM_UP, *close)
-        counts = ask_counts(pid, url)
-        before = cpu_time(pid)
-        output = run_wrk(url, seconds, *close)
-        sample = take_sample(output, cpu_time(pid) - before)
-        later = ask_counts(pid, url)
-        accepted = [later[one][0] - counts.get(one, (0, 0))[0] for one in later]
-        empty = [later[one][1] - counts.get(one, (0, 0))[1] for one in later]
-        return Shares(**vars(sample), busiest=max(accepted) / sum(accepted), empty=sum(empty) / sum(accepted))
+        before, used = ask_counts(pid, url), cpu_time(pid)
+        sample = take_sample(run_wrk(url, seconds, *close), cpu_time(pid) - used)
+        after = ask_counts(pid, url)
+        for _ in range(PACED):
+            urllib.request.urlopen(url, timeout=10).close()  # noqa: S310 - it is ours
+        accepted, empty = difference(after, before)
+        paced_accepted, paced_empty = difference(ask_counts(pid, url), after)
+        return Shares(
+            **vars(sample),
+            busiest=max(accepted) / sum(accepted),
+            empty=sum(empty) / sum(accepted),
+            empty_paced=sum(paced_empty) / sum(paced_accepted),
+        )
+
+
+def difference(after: Counts, before: Counts) -> tuple[list[int], list[int]]:
+    """What each worker has accepted in between, and how often it found nothing."""
+    workers = after.keys() & before.keys()
+    return [after[one][0] - before[one][0] for one in workers], [after[one][1] - before[one][1] for one in workers]
 
 
 KEPT: Workload = Requests("kept connections")
@@ -79,6 +93,7 @@ def report(results: Results, rounds: int, seconds: int) -> str:
             spread(new[server], lambda sample: sample.rate, 0),
             spread(new[server], lambda sample: shares(sample).busiest, 2),
             spread(new[server], lambda sample: shares(sample).empty, 2),
+            spread(new[server], lambda sample: shares(sample).empty_paced, 2),
             str(sum(sample.errors for sample in [*kept[server], *new[server]])),
         )
         for server in kept
@@ -91,6 +106,7 @@ def report(results: Results, rounds: int, seconds: int) -> str:
         "connections/s",
         "share of the busiest worker",
         "accepts that found nothing, per connection",
+        "the same, one connection at a time",
         "errors",
     )
     conditions = (

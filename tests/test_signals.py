@@ -213,9 +213,16 @@ def test_disarmed():
 
 
 def test_kept():
-    """In a process that ends after the block the deadline holds on."""
-    with StopSignals(CONFIG, ends_process=True) as signals:
-        signals.phase_changed(Phase.STOPPED)
+    """In a process that ends after the block the deadline holds on, and a signal during the end changes nothing."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with StopSignals(CONFIG, ends_process=True) as signals:
+            signals.phase_changed(Phase.STOPPED)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
     assert seconds_left(signals) == 500
     faulthandler.cancel_dump_traceback_later()
     os.close(signals._hard.output)

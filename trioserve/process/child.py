@@ -38,10 +38,22 @@ _ABORT_PATIENCE = 1.0
 
 
 class Worker:
-    """One worker process. ``on_news`` is called, in the event loop, at each change of the public attributes."""
+    """One worker process, which starts in ``folder``.
 
-    def __init__(self, app: str, config: Config, listeners: Sequence[Listener], on_news: Callable[[], None]) -> None:
+    ``on_news`` is called, in the event loop, at each change of the public attributes.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        config: Config,
+        listeners: Sequence[Listener],
+        on_news: Callable[[], None],
+        *,
+        folder: str = os.curdir,
+    ) -> None:
         self._app = app
+        self._folder = folder
         self._config = config
         self._listeners = listeners
         self._on_news = on_news
@@ -151,9 +163,12 @@ class Worker:
                 # would be shared with the wrong one.
                 options["env"] = {**os.environ, "__PYVENV_LAUNCHER__": program}
                 program = base
-        command = [program, *_interpreter_flags(self._config), "-m", "trioserve.process.worker"]
+        command = [program, *_interpreter_flags(self._config, self._folder), "-m", "trioserve.process.worker"]
         return await trio.lowlevel.open_process(
-            [*command, str(number_for_worker(descriptors[0]))], stderr=subprocess.PIPE, **options
+            [*command, str(number_for_worker(descriptors[0]))],
+            stderr=subprocess.PIPE,
+            cwd=_find_again(self._folder),
+            **options,
         )
 
     def _make_job(self, reports: int, errors: int) -> Job:
@@ -267,6 +282,11 @@ def _open_pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tu
     return reading, writing
 
 
+def _find_again(folder: str) -> str | None:
+    """The folder by its name: it may have been removed, and made again, since we started. None if it is not there."""
+    return folder if Path(folder).is_dir() else None
+
+
 def _pass_socket(listener: Listener, pid: int) -> PassedSocket:
     shared = share_socket(listener.raw_socket, pid)
     number = listener.raw_socket.fileno() if shared is None else None
@@ -281,12 +301,12 @@ def _own_errors() -> int:
         return os.open(os.devnull, os.O_WRONLY)
 
 
-def _interpreter_flags(config: Config) -> list[str]:
-    """Our own -X, -W, -O and so on, for a worker."""
+def _interpreter_flags(config: Config, folder: str) -> list[str]:
+    """Our own -X, -W, -O and so on, for a worker that starts in this folder."""
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # multiprocessing's way
     # Without -P a module in the current folder would hide one of the same name in the standard library; but trioserve
     # itself may be found only there.
-    if "-P" not in flags and Path(__file__).parents[2] != Path.cwd():
+    if "-P" not in flags and str(Path(__file__).parents[2]) != folder:
         flags.append("-P")
     if config.reload:
         # A file that changes twice in a second, and keeps its size, would be taken from the cache.

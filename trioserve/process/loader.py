@@ -76,7 +76,10 @@ def load_app(target: str | ASGIApp, *, app_dir: str | None, factory: bool = Fals
 
 def add_app_dir(app_dir: str | None) -> Path:
     """Let the modules of this folder (None: the current one) be imported before others; raises AppLoadError."""
-    folder = Path(app_dir or os.curdir).absolute()
+    try:
+        folder = Path(app_dir or os.curdir).absolute()
+    except OSError:
+        raise AppLoadError("the current folder does not exist any more") from None
     if not folder.is_dir():
         raise AppLoadError(f"app_dir {folder} is not a folder")
     if sys.path[:1] != [str(folder)]:
@@ -95,7 +98,17 @@ def _load_callable(target: str, app_dir: str | None) -> ASGIApp:
     return cast(ASGIApp, found)
 
 
+class _Progress:
+    imports_application = False
+
+
+def imports_application() -> bool:
+    """Whether an application is being imported at present: then what it calls at its top level is part of that."""
+    return _Progress.imports_application
+
+
 def _import(name: str, attribute_path: str, folder: Path) -> object:
+    _Progress.imports_application = True
     # A file written since the last look (tests, a generator just run) must be seen.
     importlib.invalidate_caches()
     try:
@@ -107,6 +120,8 @@ def _import(name: str, attribute_path: str, folder: Path) -> object:
             raise AppLoadError(_describe_missing(error.name, name, attribute_path, folder)) from None
         cause = error.with_traceback(traceback)
         raise AppLoadError(f"module {name!r} was found, but importing it raised {_name_of(cause)}") from cause
+    finally:
+        _Progress.imports_application = False
 
 
 def _name_of(error: BaseException) -> str:

@@ -18,7 +18,7 @@ YOUNG = 10.0
 """Seconds that a worker must have served, or its death is one of a crash loop."""
 
 CRASHES_IN_A_ROW = 5
-"""Young workers that may die one after the other, with none that serves, before the server stops."""
+"""Young workers that may die in a row, with none that serves, before the server stops; with many slots two for each."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 """Seconds before a worker that died young is replaced; doubled each time."""
@@ -120,13 +120,17 @@ class Pool:
 
     @property
     def _is_crash_loop(self) -> bool:
-        return self._crashes >= CRASHES_IN_A_ROW and not any(one.serves for one in self._supervisor.workers)
+        # All may be killed at once, by the system when it is short of memory, say.
+        allowed = max(CRASHES_IN_A_ROW, 2 * len(self._slots))
+        return self._crashes >= allowed and not any(one.serves for one in self._supervisor.workers)
 
-    async def failed(self, why: str) -> None:
-        """A worker has died young, or a slot without one could not start one; returns when the next may be tried.
+    def failed(self, why: str) -> None:
+        """A worker has died young, or a slot without one could not start one.
 
         Stops the server if it was the first, or one too many.
         """
+        if any(one.serves and one.seconds_served >= YOUNG for one in self._supervisor.workers):
+            self._crashes = 0
         self._crashes += 1
         if not self._has_served:
             self._supervisor.stop(EXIT_CANNOT_START)
@@ -137,7 +141,6 @@ class Pool:
                 "%d workers have died in a row, each within seconds, so the server stops: %s", count, why
             )
             self._supervisor.stop(EXIT_CRASHED)
-        await trio.sleep(pause_after(self._crashes))
 
 
 def pause_after(failures: int) -> float:
@@ -157,7 +160,7 @@ class Slot:
         self._workers: list[Worker] = []  # the one that serves, and its successor while that starts
         self._asked: _Replacement | None = None
         self._why = ""  # the last start failed
-        self._failures = 0  # in a row, of successors that the worker itself wanted
+        self._failures = 0  # in a row
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep a worker running until the slot closes; ``started`` once the first is ready."""
@@ -185,14 +188,20 @@ class Slot:
     async def _fill(self) -> None:
         while await self._start() is None:
             self._answer(is_done=False)  # a roll must not wait for one that may never start
-            await self._pool.failed(self._why)
+            await self._fail(self._why)
+
+    async def _fail(self, why: str) -> None:
+        self._failures += 1
+        self._pool.failed(why)
+        await trio.sleep(pause_after(self._failures))
 
     async def _look_after(self, worker: Worker) -> None:
         if worker.has_ended:
             self._workers.remove(worker)
             if worker.seconds_served < YOUNG:
-                await self._pool.failed(worker.describe_end())
+                await self._fail(worker.describe_end())
             else:
+                self._failures = 0
                 self._pool.lived()
             await self._fill()
         elif self._asked is not None or worker.is_worn or worker.is_leaving:

@@ -76,6 +76,7 @@ class Reloader:
         reason = await self._wait_for_news(worker)
         if reason is not None:
             server_log.info("%s: starting anew", reason)
+            self._supervisor.notifier.reloading()
             worker.order(Order.STOP)
             while not worker.has_ended:
                 await self._news.wait()

@@ -12,11 +12,11 @@ from ..errors import AppLoadError, ConfigError
 from ..logs import configure_logging, server_log
 from ..types import AnyValue, ASGIApp
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
-from .loader import load_app, split_target
+from .loader import imports_application, load_app, split_target
 from .pool import Pool
 from .reloader import Reloader
 from .settings import COMMAND_LINE, Settings, read_settings
-from .signals import HeldInterrupts, StopSignals
+from .signals import HeldInterrupts, StopSignals, ignore_stops
 from .single import Single
 from .supervisor import Supervisor
 from .watcher import Watcher
@@ -30,6 +30,12 @@ def run(app: ASGIApp | str, config: Config | None = None, **options: AnyValue) -
     trioserve. Returns once every request has ended; raises SystemExit with 1 if the server crashed or the hard deadline
     passed, 2 for wrong usage, 3 if it cannot start.
     """
+    if imports_application():
+        # Each import would start another server, and with workers another import.
+        raise RuntimeError(
+            "trioserve.run() was called while the application was imported; "
+            "put the call under if __name__ == '__main__':"
+        )
     try:
         if isinstance(app, str):
             split_target(app)
@@ -67,11 +73,16 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
         server_log.warning(warning)
     if config.needs_supervisor:
         assert isinstance(app, str)
-        return _supervise(app, settings)
+        try:
+            return _supervise(app, settings)
+        finally:
+            if ends_process:
+                ignore_stops()
     with StopSignals(config, ends_process=ends_process) as signals:
         try:
             with signals.interrupting():
                 application = load_app(app, app_dir=config.app_dir, factory=config.factory)
+            signals.take_back()
         except AppLoadError as error:
             return report_failure(error, EXIT_CANNOT_START)
         except KeyboardInterrupt:

@@ -217,7 +217,10 @@ def _find_file(named: str | None) -> tuple[Path | None, PlainValues]:
         path = Path(named).absolute()
         document = _read_toml(path)
         return path, _pyproject_table(path, document) or {} if path.name == "pyproject.toml" else document
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it has been removed
+        return None, {}
     if (path := here / "trioserve.toml").is_file():
         return path, _read_toml(path)
     for folder in (here, *here.parents):

@@ -19,6 +19,7 @@ from types import FrameType, TracebackType
 import trio
 
 from ..config import Config
+from ..logs import server_log
 from ..observer import Phase
 from .deadline import HardDeadline
 
@@ -28,6 +29,7 @@ ABORT: int | None = None if sys.platform == "win32" else signal.SIGABRT
 # Ctrl-C, a polite kill, and Ctrl-Break, which is the only one a console program on Windows can be sent.
 _STOP_NAMES = ("INT", "TERM", "BREAK")
 _SIGNALS = [getattr(signal, f"SIG{name}") for name in _STOP_NAMES if hasattr(signal, f"SIG{name}")]
+_EARLY_SIGNALS = [getattr(signal, f"SIG{name}") for name in ("HUP", "USR1") if hasattr(signal, f"SIG{name}")]
 
 
 class StopSignals:
@@ -53,8 +55,12 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._hard.open()
+            self._terminal = _Terminal()
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
+            for number in _EARLY_SIGNALS:
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    self._previous[number] = signal.signal(number, self._handle_early)
         return self
 
     def __exit__(
@@ -63,10 +69,20 @@ class StopSignals:
         for number, previous in self._previous.items():
             # None stands for a handler that was not installed from Python, and cannot be put back from here.
             signal.signal(number, previous if callable(previous) or isinstance(previous, int) else signal.SIG_DFL)
+        if self._ends_process and self._previous:
+            ignore_stops()
         # Only now: a signal up to here may have set the deadline anew.
         if not self._ends_process:
             self._hard.disarm()
         self._hard.close()
+
+    def take_back(self) -> None:
+        """Take over once more what the application has set handlers for while it was imported."""
+        for number in self._previous.keys() & set(_SIGNALS):
+            if signal.getsignal(number) != self._handle:
+                name = signal.Signals(number).name
+                server_log.warning("the application's handler of %s is not called: the signal stops the server", name)
+                signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -103,6 +119,11 @@ class StopSignals:
                 self._token.run_sync_soon(self._tell_in_loop, self._count)
                 self._announce_unheard()
 
+    def _handle_early(self, number: int, frame: FrameType | None) -> None:
+        """HUP and USR1 before the server listens for them: there is nothing to renew or to dump yet."""
+        if self._terminal.has_gone(number):
+            self._handle(number, frame)
+
     def _tell_in_loop(self, count: int) -> None:
         assert self._tell is not None
         self._told = count
@@ -119,6 +140,17 @@ class StopSignals:
         # Not logged: this is the signal handler, and what it interrupted may be in the middle of logging.
         with contextlib.suppress(OSError):
             os.write(self._hard.output, text.encode())
+
+
+def ignore_stops() -> None:
+    """Ignore the stop signals for what is left of the process, which is nothing but its end.
+
+    When the interpreter ends it gives signals with handlers of Python back to the system, whose way is to kill. Does
+    nothing outside the main thread.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class HeldInterrupts(trio.abc.Instrument):

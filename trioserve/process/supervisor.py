@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -37,6 +38,7 @@ class Supervisor:
     def __init__(self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper]) -> None:
         self._app = app
         self._settings = settings
+        self._folder = _current_folder()
         self.config = settings.config
         self.sockets = Sockets(self.config)
         self.workers: list[Worker] = []
@@ -86,7 +88,8 @@ class Supervisor:
         ``on_news`` is called when anything about it changes. Raises OSError, or BindError, if it cannot be started.
         """
         assert self._processes is not None
-        worker = Worker(self._app, self.config, self.sockets.of_slot(slot), on_news)
+        listeners = self.sockets.of_slot(slot)
+        worker = Worker(self._app, self.config, listeners, on_news, folder=self._folder)
         await self._processes.start(self._attend, worker)
         return worker
 
@@ -166,3 +169,10 @@ class Supervisor:
             if beats or self.config.reload or not self._has_announced:
                 self.notifier.watchdog()
             await trio.sleep(interval)
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return os.curdir

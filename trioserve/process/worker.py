@@ -29,7 +29,7 @@ from .job import Job, Order, PassedSocket, Report
 from .link import SupervisorLink
 from .loader import load_app
 from .pipes import open_shared
-from .signals import WorkerSignals
+from .signals import WorkerSignals, ignore_stops
 from .watchdog import Watchdog
 
 
@@ -137,6 +137,9 @@ class WorkerRun(Observer):
         self._signals.interrupt()
 
     def _supervisor_lost(self) -> None:
+        # Where errors go has just changed.
+        with contextlib.suppress(OSError):
+            os.dup2(2, self._hard.output, inheritable=False)
         self._log(logging.WARNING, "the supervisor has ended, so this worker stops, too")
         self._take(Order.STOP)
 
@@ -208,7 +211,9 @@ def main() -> None:
     sys.path[:] = job.path
     show_crashes()
     configure_logging(job.config, colors_errors=job.colors)
-    sys.exit(WorkerRun(job, link).run())
+    code = WorkerRun(job, link).run()
+    ignore_stops()
+    sys.exit(code)
 
 
 if __name__ == "__main__":
