@@ -17,6 +17,11 @@ from pathlib import Path
 
 PATIENCE = 30  # seconds; every wait in here ends by then
 
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    # The tests run under nohup, but the programs must not: what is ignored stays so in them, while what has a handler
+    # is at its default. And the tests themselves still outlive their terminal.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
+
 APP = """
 import sys
 import time

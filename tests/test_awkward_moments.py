@@ -88,7 +88,7 @@ def test_an_application_with_a_signal_handler_of_its_own(folder):
 
 
 def test_a_folder_that_is_made_again(folder):
-    """A release folder that is removed and made again is where the next workers start; while it is gone the old stay."""
+    """A release folder that is made again is where the next workers start; while it is gone the old ones stay."""
     release = folder / "release"
     release.mkdir()
     (release / "main.py").write_text(WORKER_APP)

@@ -16,7 +16,7 @@ import trio.testing
 
 from trioserve import serve_stream
 from trioserve.config import Config
-from trioserve.context import DefaultHeaders
+from trioserve.context import DefaultHeaders, _choose_max_requests
 from trioserve.drain import DrainKind
 from trioserve.logs import Outcome
 from trioserve.observer import Phase
@@ -1068,6 +1068,14 @@ async def test_the_number_of_requests_has_some_chance_in_it(
         while b"connection" not in (await client.get()).headers:
             served += 1
         assert 1 <= served <= 1 + jitter
+
+
+def test_the_numbers_of_requests_differ() -> None:
+    """limit_max_requests_jitter gives each server a number of its own, by chance, and none beyond what it allows."""
+    config = Config(limit_max_requests=10, limit_max_requests_jitter=5)
+    numbers = {_choose_max_requests(config) for _ in range(200)}
+    assert len(numbers) > 1
+    assert numbers <= set(range(10, 16))
 
 
 # What is told of odd ends

@@ -329,6 +329,38 @@ def test_service_manager_is_told_of_workers(folder, notices):
     assert notices.states[-1] == "STOPPING=1"
 
 
+SECOND_WAITS = """
+async def follow():
+    # The first of the new workers makes the mark, and the second waits.
+    if os.path.exists("rolls"):
+        try:
+            open("first", "x").close()
+        except FileExistsError:
+            say("the second starts")
+            while not os.path.exists("go"):
+                await trio.sleep(0.005)
+"""
+
+
+def test_service_manager_is_told_of_a_whole_roll(folder, notices):
+    """After a SIGHUP READY comes once, and only when the last worker is replaced."""
+    app = WORKER_APP.replace("        await receive()\n", "        await receive()\n        await follow()\n", 1)
+    (folder / "main.py").write_text(app + SECOND_WAITS)
+    with start(*SERVE, "--workers", "2", cwd=folder, **notices.variables) as program:
+        notices.wait_for("READY=1\nSTATUS=2 workers serve")
+        old = program.children()
+        (folder / "rolls").touch()
+        program.signal(signal.SIGHUP)
+        program.wait_for("the second starts\n")
+        assert notices.states[-1] == "RELOADING=1"
+        begun = len(notices.states)
+        (folder / "go").touch()
+        notices.wait_for("READY=1\n", begun)  # all but one of those before were the same
+        program.wait_for_children(2, but=old)
+        stop(program)
+    assert notices.states[begun:] == ["READY=1", "STOPPING=1"]
+
+
 def test_watchdog_is_fed(folder, notices):
     """The service manager's watchdog hears of one server all the time, also during the start and the drain."""
     with start(*SERVE, cwd=folder, WATCHDOG_USEC="100000", **notices.variables) as program:

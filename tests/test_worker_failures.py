@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import socket
+import sys
 import time
 
 import pytest
@@ -193,6 +194,25 @@ def test_worker_that_crashes(folder):
     assert program.errors.startswith("Fatal Python error: Segmentation fault\n")
     assert re.search(r'File ".*crashes\.py", line 2 in <module>\n', program.errors)
     assert re.search(r"worker \d+ was ended by signal SIGSEGV before it was ready; its last error", program.errors)
+
+
+def test_broken_certificate_starts_no_worker(folder):
+    """With TLS files that cannot be used the server fails before it starts a process; an application that cannot be
+    imported is heard of only from one.
+    """
+    python, mark = folder / "python", folder / "started"
+    python.write_text(f'#!/bin/sh\ntouch "{mark}"\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (folder / "broken.pem").write_text("no certificate\n")
+    script = "import sys\nsys.executable = sys.argv.pop(1)\nfrom trioserve.cli import main\nmain()\n"
+    arguments = ("-c", script, str(python), "broken:app", "--workers", "2", "--port", "0")
+    program = finish(*arguments, "--ssl-certfile", "broken.pem", cwd=folder)
+    assert program.process.returncode == 3
+    assert "broken.pem" in program.errors
+    assert not mark.exists()
+    program = finish(*arguments, cwd=folder)
+    assert program.process.returncode == 3
+    assert mark.exists()
 
 
 @pytest.mark.parametrize("options", [("--workers", "0"), ("--workers", "2", "--reload")])
@@ -428,7 +448,7 @@ def test_worker_that_is_stopped_at_the_end(folder):
 def test_import_that_cannot_be_interrupted(folder):
     """A worker that is told to stop while it imports stops after that at the latest, before it serves."""
     (folder / "main.py").write_text(
-        WORKER_APP + "say('importing')\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    say('goes on')\n"
+        WORKER_APP + "try:\n    say('importing')\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    say('goes on')\n"
     )
     with start(*SERVE, cwd=folder) as program:
         program.wait_for("importing")

@@ -175,6 +175,35 @@ def test_one_worker_is_the_process_itself(folder):
         assert program.wait() == 0
 
 
+LOOK = """
+import subprocess, sys
+
+LOOK = '''
+import contextlib, os
+found = []
+for number in range(3, 100):
+    with contextlib.suppress(OSError):
+        found.append(os.readlink("/proc/self/fd/%d" % number).partition(":")[0])
+print(who, "has", *sorted({"pipe", "socket"}.intersection(found)), "and so on", flush=True)
+'''
+
+def look():
+    exec(LOOK, {"who": "worker"})
+    subprocess.run([sys.executable, "-c", "who = 'child'" + LOOK], close_fds=False, check=True)
+"""
+
+
+def test_what_a_worker_inherits_ends_with_it(folder):
+    """Whatever the application starts, and however, has neither the worker's sockets nor its pipes."""
+    app = WORKER_APP.replace("        await receive()\n", "        await receive()\n        look()\n", 1)
+    (folder / "main.py").write_text(app + LOOK)
+    with serving(folder) as (program, _):
+        program.signal()
+        assert program.wait() == 0
+    assert program.output.count("worker has pipe socket and so on\n") == 2
+    assert program.output.count("child has and so on\n") == 2
+
+
 # How many
 
 
@@ -274,6 +303,21 @@ def test_stop_drains_all_workers(folder, number):
         assert f"lifespan shutdown {worker}\n" in program.output
         assert f"worker {worker} has ended\n" in program.errors
     assert "replacing" not in program.errors
+    assert program.errors.endswith("info: stopped\n")
+
+
+def test_stop_closes_idle_connections(folder):
+    """A stop closes at once what is idle in any worker, however long connections may be idle and draining may take."""
+    clocks = ("--timeout-keep-alive", "600", "--timeout-graceful-shutdown", "600")
+    with serving(folder, *clocks) as (program, workers), contextlib.ExitStack() as stack:
+        idle = program.hold_in_each(workers, stack)
+        for one in idle.values():
+            one.client.send(b"x")
+            assert one.response.read() == b"ended"
+        program.signal(signal.SIGTERM)
+        for one in idle.values():
+            assert one.client.sock.recv(1) == b""
+        assert program.wait() == 0
     assert program.errors.endswith("info: stopped\n")
 
 
