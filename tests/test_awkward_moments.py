@@ -12,6 +12,7 @@ import pytest
 
 from .programs import WORKER_APP, finish, start
 from .support import LINUX
+from .test_reload import start_on_terminal
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -73,6 +74,16 @@ def test_signals_during_the_import(folder, name):
         program.wait_for("Ctrl-C stops")
         program.signal()
         assert program.wait() == 0
+
+
+def test_the_terminal_goes_during_the_import(folder):
+    """A HUP then is not one that renews certificates: in one process the end of the terminal ends the start."""
+    (folder / "main.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(1000)\n")
+    with start_on_terminal(*SERVE, cwd=folder) as (program, terminal):
+        program.wait_for("importing")
+        terminal.close()
+        assert program.wait() == 0
+    assert "info: stopped before the start\n" in program.errors
 
 
 def test_an_application_with_a_signal_handler_of_its_own(folder):

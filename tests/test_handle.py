@@ -344,6 +344,27 @@ async def test_keyboard_interrupt_beside_an_error(autojump_clock, caplog):
     assert record.getMessage() == "exception in the application while it was cancelled: GET / HTTP/1.1"
 
 
+async def test_a_client_that_left_beside_a_cancellation(autojump_clock, caplog):
+    """A stop that finds an application with the news that its client has left logs no error for that."""
+    waiting = trio.Event()
+
+    async def handler(scope, receive, send):
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect"
+        waiting.set()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            raise BaseExceptionGroup("tasks", [cancelled, ClientDisconnected("the client has left")]) from None
+
+    async with memory_server(http_app(handler), timeout_disconnect_grace=None) as server:
+        client = await server.connect()
+        await client.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await client.aclose()
+        await waiting.wait()
+    assert errors_logged(caplog) == []
+
+
 async def test_a_client_that_left_gets_no_500(autojump_clock, caplog):
     """When the 500 can reach nobody the exchange still ends, as one whose client left."""
     left = trio.Event()

@@ -220,6 +220,12 @@ def test_inherited_socket_is_shared_if_it_must(folder: Path) -> None:
         wait_for_answers(program.address, program.wait_for_children(2))
 
 
+async def test_inherited_socket_without_the_option_has_no_twin() -> None:
+    """A second socket could not be bound beside it."""
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        assert Listener.from_socket(given, tls=False).twin() is None
+
+
 # Servers of one process
 
 

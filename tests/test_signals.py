@@ -16,7 +16,7 @@ import trio.testing
 
 from trioserve.config import Config
 from trioserve.observer import Phase
-from trioserve.process.signals import StopSignals
+from trioserve.process.signals import StopSignals, ignore_stops
 
 from .programs import finish
 
@@ -226,6 +226,15 @@ def test_kept():
     assert seconds_left(signals) == 500
     faulthandler.cancel_dump_traceback_later()
     os.close(signals._hard.output)
+
+
+def test_another_thread_ignores_nothing():
+    """Outside the main thread there is no signal to ignore, as none was taken over."""
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=ignore_stops)
+    thread.start()
+    thread.join(10)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_deadline_of_another(monkeypatch):

@@ -456,6 +456,28 @@ async def test_failures_in_a_row_are_followed_by_longer_and_longer_pauses(autoju
     assert pauses == pytest.approx([0.25, 0.5, 1, 2, 4, 8, 8, 0, 0.25, 0.5])
 
 
+async def test_deaths_beside_one_that_serves_for_long_are_no_crash_loop(autojump_clock, caplog):
+    """They are not counted for the time when that one dies as well: from then on it takes five more."""
+    config = Config(port=0)
+    supervisor = Supervisor("main:app", Settings(config, None, dict.fromkeys(config.to_plain(), COMMAND_LINE)), Pool)
+    keeper = Pool(supervisor)
+    keeper.ready()
+    old = Worker("main:app", config, (), lambda: None)
+    old.ready_at = trio.current_time()
+    supervisor.workers.append(old)
+    await trio.sleep(pool.YOUNG)
+    for _ in range(2 * pool.CRASHES_IN_A_ROW):
+        keeper.failed("killed")
+    supervisor.workers.remove(old)
+    for _ in range(pool.CRASHES_IN_A_ROW - 2):
+        keeper.failed("killed")
+    assert "in a row" not in caplog.text
+    keeper.failed("killed at last")
+    keeper.failed("killed after that")
+    said = "5 workers have died in a row, each within seconds, so the server stops: killed at last"
+    assert [record.message for record in caplog.records if "in a row" in record.message] == [said]
+
+
 # What a service manager is told of workers
 
 

@@ -82,7 +82,9 @@ async def _call_application(
     except BaseException as raised:
         error, passing = _sort(raised)
         if passing is not None:
-            if error is not None:
+            # Of a WebSocket the exchange does not know whether its client is there, its call does.
+            has_left = exchange.has_left or (isinstance(call, WebSocketCall) and call.has_left)
+            if error is not None and not _is_disconnect(error, has_left=has_left):
                 _report(server, exchange, "exception in the application while it was cancelled", error)
             raise passing from None
         return error

@@ -288,7 +288,7 @@ def _bind_one(family: int, name: tuple[object, ...], *, shares_port: bool) -> so
         made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
         made.setsockopt(socket.SOL_SOCKET, _REUSE_OPTION, 1)
         if shares_port:
-            if not hasattr(socket, "SO_REUSEPORT"):
+            if not hasattr(socket, "SO_REUSEPORT"):  # pragma: no cover - Windows, where the tests do not run
                 raise OSError(errno.ENOPROTOOPT, "this system has no SO_REUSEPORT")
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:

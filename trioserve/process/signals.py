@@ -164,7 +164,7 @@ class HeldInterrupts(trio.abc.Instrument):
     def __init__(self) -> None:
         self._before: set[int] = set()
 
-    if sys.platform != "win32":  # there a worker is in a group that a Ctrl-C does not reach
+    if sys.platform != "win32":  # pragma: no branch - there a worker is in a group that a Ctrl-C does not reach
 
         def before_run(self) -> None:
             self._before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
