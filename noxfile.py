@@ -63,7 +63,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=FOUND)
 def tests(session: nox.Session) -> None:
-    """Run all tests in two random orders, the first in parallel; on the running Python that one measures coverage."""
+    """Run all tests in two random orders: test by test in parallel, then file by file; the first measures coverage.
+
+    Coverage is measured on the running Python only.
+    """
     install(session, "test")
     first, second = random.sample(range(2**32), 2)
     # Many tests wait for processes, so there are more of them at a time than a small machine has cores.
@@ -75,7 +78,8 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "report")
     else:
         session.run("python", *parallel)
-    session.run("pytest", f"--randomly-seed={second}", *session.posargs)
+    # Two processes, each of which runs whole files one after the other.
+    session.run("pytest", "--numprocesses=2", "--dist=loadfile", f"--randomly-seed={second}", *session.posargs)
 
 
 @nox.session(python=FOUND[0])

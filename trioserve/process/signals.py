@@ -46,6 +46,7 @@ class StopSignals:
         self._ends_process = ends_process
         self._previous: dict[int, object] = {}
         self._hard = HardDeadline(config)
+        self._terminal = _Terminal()
         self._count = 0
         self._told = 0
         self._interrupts = False
@@ -55,7 +56,6 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._hard.open()
-            self._terminal = _Terminal()
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
             for number in _EARLY_SIGNALS:
