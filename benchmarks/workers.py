@@ -64,7 +64,7 @@ def difference(after: Counts, before: Counts) -> tuple[list[int], list[int]]:
 
 KEPT: Workload = Requests("kept connections")
 NEW: Workload = Connections()
-WORKLOADS = (KEPT, NEW)
+WORKLOADS: tuple[Workload, ...] = (KEPT, NEW)
 Results = Mapping[Workload, Mapping[Server, Sequence[Sample]]]
 
 
