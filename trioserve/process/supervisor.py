@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from ..errors import StartupError
+from ..errors import AppLoadError, StartupError
 from ..logs import server_log
 from ..net.tls import load_tls
 from .banner import announce
@@ -57,6 +57,8 @@ class Supervisor:
             await services.start(self._hear_signals)
             services.start_soon(self._feed_watchdog)
             try:
+                if self._folder == os.curdir:
+                    raise AppLoadError("the current folder does not exist any more")
                 self._try_tls()
                 await self.sockets.bind()
                 async with trio.open_nursery() as self._processes:
