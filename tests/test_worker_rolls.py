@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trustme
 
 from .programs import WORKER_APP, Program, finish, start
 from .support import LINUX
+from .test_workers import SERVE, serving
 
 pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(not LINUX, reason="looks at processes through /proc"),
 ]
 
-SERVE = ("-m", "trioserve", "main:app", "--port", "0", "--no-access-log")
-
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "main.py").write_text(WORKER_APP)
     return tmp_path
-
-
-@contextlib.contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[Program, set[int]]]:
-    with start(*SERVE, "--workers", "2", *options, cwd=folder) as program:
-        yield program, program.wait_for_answers(2)
 
 
 def roll(program: Program, end: str, times: int = 1) -> None:
@@ -91,9 +81,9 @@ def test_a_worn_worker_that_dies_while_it_waits_for_the_next_try_is_replaced(fol
         (folder / "main.py").write_text("1 / 0\n")
         while "ZeroDivisionError" not in program.errors:
             assert program.ask() in old
-        (folder / "main.py").write_text(WORKER_APP)
-        for worker in old:
+        for worker in old:  # before the next try could succeed
             os.kill(worker, signal.SIGKILL)
+        (folder / "main.py").write_text(WORKER_APP)
         program.wait_for_answers(2, but=old)
         program.signal()
         assert program.wait() == 0

@@ -96,7 +96,8 @@ class Pool:
 
     async def _roll_once(self) -> None:
         """Replace every worker, one after the other; stop at the first that has no successor."""
-        server_log.info("replacing %d workers, one after the other", len(self._slots))
+        count = len(self._slots)
+        server_log.info("replacing %s", "the worker" if count == 1 else f"{count} workers, one after the other")
         self._supervisor.notifier.reloading()
         for slot in list(self._slots):
             is_done = slot not in self._slots or await slot.replace()
