@@ -219,8 +219,9 @@ class Slot:
             self._workers.remove(worker)
             self._failures = 0
             self._pool.lived()
-        self._answer(is_done=successor is not None)
-        if successor is None and not was_asked:
+        if was_asked:  # else whoever has asked meanwhile wants one that starts from now on
+            self._answer(is_done=successor is not None)
+        elif successor is None:
             # Its own wish, which stands until the next try. Meanwhile it may die, or somebody may ask.
             self._failures += 1
             with trio.move_on_after(pause_after(self._failures)):
