@@ -224,7 +224,9 @@ class Slot:
         elif successor is None:
             # Its own wish, which stands until the next try. Meanwhile it may die, or somebody may ask.
             self._failures += 1
-            with trio.move_on_after(pause_after(self._failures)):
+            pause = pause_after(self._failures)
+            server_log.error("the new worker cannot start, so the old one stays until the next try, in %g s", pause)
+            with trio.move_on_after(pause):
                 while self._asked is None and not worker.has_ended:
                     await self._news.wait()
 
