@@ -19,8 +19,9 @@ from trio.testing import MockClock, memory_stream_pair
 
 from trioserve.config import Config
 from trioserve.errors import BindError
-from trioserve.net import listeners as listeners_module
-from trioserve.net.listeners import Listener, Socket, accept_forever, aclose_all, bind_all
+from trioserve.net import bound_sockets
+from trioserve.net.binding import bind_all
+from trioserve.net.listeners import Listener, Socket, accept_forever, aclose_all
 
 
 @asynccontextmanager
@@ -219,8 +220,8 @@ class FakeBind:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, host: str, number: int, times: int) -> None:
         self.host, self.number, self.times = host, number, times
-        self.bind_one = listeners_module._bind_one
-        monkeypatch.setattr(listeners_module, "_bind_one", self)
+        self.bind_one = bound_sockets.bind_one
+        monkeypatch.setattr(bound_sockets, "bind_one", self)
 
     def __call__(self, family: int, name: tuple[object, ...], *, shares_port: bool) -> socket.socket:
         if name[0] == self.host and self.times:
@@ -300,7 +301,7 @@ async def test_low_port_without_the_right_says_so(monkeypatch: pytest.MonkeyPatc
         def bind(self, address: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(listeners_module.socket, "socket", Denied)
+    monkeypatch.setattr(bound_sockets.socket, "socket", Denied)
     with pytest.raises(BindError) as caught:
         await bind_all(Config(port=80))
     assert str(caught.value) == ("cannot listen on 127.0.0.1:80: permission denied (ports below 1024 need a privilege)")

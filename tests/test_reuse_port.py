@@ -19,7 +19,8 @@ import trio
 
 from trioserve.config import Config
 from trioserve.errors import BindError
-from trioserve.net.listeners import Listener, aclose_all, bind_all
+from trioserve.net.binding import bind_all
+from trioserve.net.listeners import Listener, aclose_all
 from trioserve.process.sockets import Sockets
 
 from .load import (

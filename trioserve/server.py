@@ -15,7 +15,8 @@ from .context import ServerContext
 from .drain import DrainKind
 from .errors import AppLoadError, BindError, ConfigError
 from .metrics import Statistics, take_statistics
-from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all, bind_all
+from .net.binding import bind_all
+from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all
 from .net.tls import TLS, load_tls
 from .observer import Observer, Phase
 from .types import AnyValue, ASGIApp, PlainValues, State

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from ..config import Config
-from ..net.listeners import Listener, aclose_all, bind_all
+from ..net.binding import bind_all
+from ..net.listeners import Listener, aclose_all
 
 
 class Sockets:
