@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from trioserve.config import Config
+from trioserve.exchange import Request
 from trioserve.logs import ExchangeRecord, WebSocketRecord
 from trioserve.observer import Observer, Phase
 from trioserve.server import Server, serve_observed
@@ -41,7 +42,7 @@ class Recorder(Observer):
     def websocket_closed(self, record: WebSocketRecord) -> None:
         self.websockets.append(record)
 
-    def application_failed(self, error: BaseException) -> None:
+    def application_failed(self, error: BaseException, request: Request | None) -> None:
         self.errors.append(error)
 
     def debug_received(self, info: PlainValues) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -265,11 +266,19 @@ def test_package_keeps_the_rule(rule):
 
 
 def test_public_names_are_exactly_these():
-    """The top of the package offers what the design fixes, and defines nothing itself but the version."""
+    """The top of the package offers what the design fixes, each when it is asked for, and defines only the version."""
     assert set(trioserve.__all__) == PUBLIC_NAMES
     top = read_package(PACKAGE)[""]
     assert {one.name for one in imports_of(top) if one.level} == PUBLIC_NAMES - {"__version__"}
-    assert not [node for node in ast.walk(top.tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    defined = [node.name for node in ast.walk(top.tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert defined == ["__getattr__", "__dir__"]
+    homes = {one.name: one.module for one in imports_of(top) if one.level}
+    assert homes == trioserve._HOMES
+    for name, home in homes.items():
+        assert getattr(trioserve, name) is getattr(importlib.import_module(f"trioserve.{home}"), name)
+    assert set(dir(trioserve)) >= PUBLIC_NAMES
+    with pytest.raises(AttributeError, match="module 'trioserve' has no attribute 'surf'"):
+        trioserve.surf  # noqa: B018
 
 
 BREACHES = {

@@ -20,6 +20,7 @@ from .net.reactor import Reactor
 from .net.socket_transport import SocketTransport
 from .net.stream_transport import StreamTransport
 from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
+from .transport import Transport
 from .wire.codec_h11 import H11Codec, HeadCache
 from .wire.http11 import HTTP11Connection
 
@@ -42,6 +43,7 @@ class Connections:
         self.tls = tls
         self._heads = HeadCache()
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
+        self._transports: set[Transport] = set()
 
     async def run(self) -> None:
         """Keep the deadlines of the connections, and watch their sockets, until cancelled."""
@@ -54,6 +56,11 @@ class Connections:
                     await reactor.run()
                 finally:
                     reactor.close()
+
+    async def drop(self) -> None:
+        """Lose every connection that has begun to speak HTTP, in a way its client cannot mistake for an end."""
+        for transport in list(self._transports):
+            await transport.lose()
 
     async def serve(self, stream: trio.abc.Stream, is_secured: bool = False, listener: str = "") -> None:
         """Serve a connection until it closes, and close its stream.
@@ -73,13 +80,14 @@ class Connections:
                 stream = secured
             await self._serve_http(stream, endpoint)
         except BaseException as error:
-            _sort_out(error)
+            _sort_out(error, self._server)
         finally:
             counters.connections -= 1
 
     async def _serve_http(self, stream: trio.abc.Stream, endpoint: Endpoint) -> None:
         server = self._server
         transport = self._make_transport(stream)
+        self._transports.add(transport)
         try:
             # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it.
             # So the application runs in a child task, and what comes out of that ends here.
@@ -90,6 +98,7 @@ class Connections:
                 if isinstance(transport, StreamTransport):
                     await transport.watch()
         finally:
+            self._transports.remove(transport)
             await transport.aclose()
 
     def _make_transport(self, stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
@@ -152,7 +161,7 @@ async def _say_goodbye(stream: trio.abc.Stream, answer: bytes) -> None:
     await trio.aclose_forcefully(stream)
 
 
-def _sort_out(error: BaseException) -> None:
+def _sort_out(error: BaseException, server: ServerContext) -> None:
     """Log what came out of a connection, and raise again what must pass."""
     group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
     passing, wrong = group.split((KeyboardInterrupt, GeneratorExit))
@@ -160,6 +169,8 @@ def _sort_out(error: BaseException) -> None:
     if wrong is not None:
         cancelled, wrong = wrong.split(trio.Cancelled)
     if wrong is not None:
+        server.counters.application_errors += 1
+        server.observer.application_failed(wrong, None)
         log_application_error("a connection ended in an error: did the application break the task tree?", wrong, "")
     if passing is not None:
         raise passing

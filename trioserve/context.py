@@ -54,7 +54,8 @@ class ServerContext:
         self.counters = Counters()
         self.default_headers = DefaultHeaders(config)
         self._max_requests = _choose_max_requests(config)
-        self.wants_records = config.access_log or type(observer) is not Observer
+        self._is_observed = type(observer) is not Observer
+        self.wants_records = config.access_log or self._is_observed
         self.active: dict[object, tuple[Request, float]] = {}
         self.base = contextvars.copy_context()
 
@@ -67,6 +68,8 @@ class ServerContext:
 
     def exchange_began(self, exchange: object, request: Request, started: float) -> None:
         self.active[exchange] = (request, started)
+        if self._is_observed:
+            self.observer.exchange_began(request)
         counters = self.counters
         counters.requests += 1
         counters.requests_total += 1
@@ -75,8 +78,10 @@ class ServerContext:
 
     def exchange_left(self, exchange: object) -> None:
         """The application has returned."""
-        del self.active[exchange]
+        request, _ = self.active.pop(exchange)
         self.counters.requests -= 1
+        if self._is_observed:
+            self.observer.exchange_left(request)
 
     def exchange_ended(self, record: ExchangeRecord) -> None:
         self.observer.exchange_ended(record)

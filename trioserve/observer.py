@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from .exchange import Request
 from .logs import ExchangeRecord, WebSocketRecord
 from .types import PlainValues
 
@@ -29,11 +30,17 @@ class Observer:
 
     def phase_changed(self, phase: Phase) -> None: ...
 
+    def exchange_began(self, request: Request) -> None:
+        """The application is about to be called; exchange_left follows once it has returned, with the same request."""
+
+    def exchange_left(self, request: Request) -> None: ...
+
     def exchange_ended(self, record: ExchangeRecord) -> None: ...
 
     def websocket_closed(self, record: WebSocketRecord) -> None: ...
 
-    def application_failed(self, error: BaseException) -> None: ...
+    def application_failed(self, error: BaseException, request: Request | None) -> None:
+        """The application has raised; ``request`` is None if it broke the task tree, which ends a whole connection."""
 
     def limit_reached(self) -> bool:
         """limit_max_requests is reached. True: whoever hears this sees to the end of the server; else it stops."""

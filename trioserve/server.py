@@ -76,6 +76,13 @@ class Server:
         """
         self._shared.tls = load_tls(self._context.config)
 
+    async def drop_connections(self) -> None:
+        """Lose every open connection at once, as a network that fails does, and serve on.
+
+        Handlers see what they see when their client leaves.
+        """
+        await self._shared.drop()
+
     def describe_waiting(self) -> str:
         """What a shutdown would wait for, in words: "3 requests, oldest GET /events 35 s"."""
         return self._context.describe_waiting()

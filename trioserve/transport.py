@@ -134,6 +134,10 @@ class Transport(Channel, Protocol):
         """As send, and returns when all of it is sent. Raises EOFError if the file is shorter than said."""
         ...
 
+    async def lose(self) -> None:
+        """As if the network had failed: whoever uses this learns that the peer has left, and the peer that we have."""
+        ...
+
     async def wait_left(self) -> None:
         """Wait until the peer has left or ``wake`` was called; whoever waits looks again. Any number may wait."""
         ...

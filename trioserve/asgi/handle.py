@@ -142,5 +142,5 @@ def _is_disconnect(error: BaseException, *, has_left: bool) -> bool:
 
 def _report(server: ServerContext, exchange: Exchange, message: str, error: BaseException) -> None:
     server.counters.application_errors += 1
-    server.observer.application_failed(error)
+    server.observer.application_failed(error, exchange.request)
     log_application_error(message, error, exchange.request.line)

@@ -368,6 +368,10 @@ class SocketTransport:
             await self.flush()
             self._socket.shutdown(socket.SHUT_WR)
 
+    async def lose(self) -> None:
+        self._break()
+        await self.aclose(reset=True)
+
     async def aclose(self, *, reset: bool = False) -> None:
         if self._is_closed:
             return

@@ -308,6 +308,15 @@ class StreamTransport:
             with contextlib.suppress(*_LOST, trio.BusyResourceError):
                 await self._stream.send_eof()
 
+    async def lose(self) -> None:
+        self.is_broken = True
+        self._leave()
+        bare = self._stream
+        while isinstance(bare, trio.SSLStream):
+            bare = bare.transport_stream
+        _make_close_reset(bare)
+        await trio.aclose_forcefully(bare)
+
     async def aclose(self, *, reset: bool = False) -> None:
         self._write_timer.close()
         self.is_broken = True
@@ -318,7 +327,8 @@ class StreamTransport:
             if self._watch_ended is not None:
                 # TLS says goodbye only if nobody is reading.
                 await self._watch_ended.wait()
-            await self._stream.aclose()
+            with contextlib.suppress(*_LOST):  # TLS cannot say goodbye on a connection that was lost
+                await self._stream.aclose()
         self.has_left = True
         self._reader.close()
         self._left_lot.unpark_all()
