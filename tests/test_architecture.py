@@ -31,7 +31,7 @@ FLOORS = (
     # F6 processes
     ("process.*",),
     # F7 edges
-    ("cli", "testing", "pytest_plugin", "demo", "demo_chat", "__main__"),
+    ("cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
     # the public names, and nothing else
     ("",),
 )
@@ -48,13 +48,18 @@ HOMES = {
     "signal": "process.signals",
     "ssl": "net.tls",
     "subprocess": "process.child",
-    "trio_websocket": "testing",
+    "pytest": "pytest_plugin",
+    "trio_websocket": "testing.trio_server",
+    "trustme": "testing.authority",
     "watchfiles": "process.watcher",
     "wsproto": "asgi.frames",
 }
 """The one module that may import a library: all that are not of the standard library, and the weighty ones of it."""
 
-SECOND_HOMES = {("wsproto", "asgi.deflate")}  # one of its extensions, with a bound that its own lacks
+SECOND_HOMES = {
+    ("wsproto", "asgi.deflate"),  # one of its extensions, with a bound that its own lacks
+    ("trio_websocket", "testing.blocking"),  # for the types
+}
 
 PUBLIC_NAMES = {
     "AppLoadError",

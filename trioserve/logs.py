@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
+from enum import StrEnum
 from typing import TextIO
 
 from .config import Config
@@ -23,7 +23,7 @@ error_log = logging.getLogger("trioserve.error")
 access_log = logging.getLogger("trioserve.access")
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """How an exchange ended."""
 
     OK = "ok"

@@ -18,6 +18,8 @@ from ..config import Config
 from ..errors import CertificateError
 from ..types import AnyValue, PlainValues
 
+SSLContext = ssl.SSLContext
+
 _PLAIN_HTTP_TEXT = b"This port speaks HTTPS; the request was plain HTTP.\n"
 PLAIN_HTTP_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\n"
@@ -87,6 +89,16 @@ def read_server_certificate(config: Config) -> str | None:
     if config.ssl_certfile is None or config.ssl_context_factory is not None:
         return None
     return _find_certificates("ssl_certfile", config.ssl_certfile)[0]
+
+
+def build_client_context(ca_bundle: str | None) -> SSLContext:
+    """A context for clients under test, which trusts the authorities in this file, or with None any server."""
+    if ca_bundle is not None:
+        return ssl.create_default_context(cafile=ca_bundle)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def handshake(stream: trio.abc.Stream, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:

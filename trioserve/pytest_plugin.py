@@ -1,0 +1,133 @@
+"""The pytest fixtures.
+
+pytest loads this in every run of everyone who has trioserve installed. So nothing else of trioserve is imported before
+a fixture is used, and until then the hooks do nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from .testing import OpenMemoryServer, OpenTrioServer, ServeApp
+    from .testing.watch import Watch
+
+T = TypeVar("T")
+
+_WATCH = pytest.StashKey["Watch"]()
+_ASYNC_FIXTURES = ("trio_server", "memory_server")
+
+
+@pytest.fixture
+def serve_app(pytestconfig: pytest.Config) -> Iterator[ServeApp]:
+    """Serve ASGI applications on real ports, in threads of their own: ``server = serve_app(app, **options)``.
+
+    ``server.url`` says where. Each is stopped after the test. An exception in the application fails the test, unless
+    ``allow_errors=True``; ``tls=True`` makes a certificate.
+    """
+    with _watch(pytestconfig).threads() as serve:
+        yield serve
+
+
+@pytest.fixture(scope="session")
+def serve_app_session(pytestconfig: pytest.Config) -> Iterator[ServeApp]:
+    """As serve_app, until the end of the session; for fixtures of a wider scope than one test."""
+    with _watch(pytestconfig).threads() as serve:
+        yield serve
+
+
+@pytest.fixture
+async def trio_server(pytestconfig: pytest.Config) -> AsyncIterator[OpenTrioServer]:
+    """Serve ASGI applications in the test's own Trio loop: ``server = await trio_server(app, **options)``.
+
+    For tests that run on Trio, by pytest-trio or by anyio's plugin.
+    """
+    _require_trio("trio_server")
+    from .testing import open_server  # noqa: PLC0415 - see above
+
+    async with _watch(pytestconfig).tasks(open_server) as serve:
+        yield serve
+
+
+@pytest.fixture
+async def memory_server(pytestconfig: pytest.Config) -> AsyncIterator[OpenMemoryServer]:
+    """As trio_server, over memory streams, for tests in virtual time: ``server = await memory_server(app)``."""
+    _require_trio("memory_server")
+    from .testing import memory_server  # noqa: PLC0415 - see above
+
+    async with _watch(pytestconfig).tasks(memory_server) as serve:
+        yield serve
+
+
+def _watch(config: pytest.Config) -> Watch:
+    from .testing.watch import Watch  # noqa: PLC0415 - see above
+
+    return config.stash.setdefault(_WATCH, Watch())
+
+
+def _require_trio(fixture: str) -> None:
+    import trio  # noqa: PLC0415 - see above
+
+    if not trio.lowlevel.in_trio_run():
+        pytest.fail(
+            f"{fixture} serves in the test's own Trio loop, and this test runs on another one. "
+            "Let it run on Trio (with anyio: an anyio_backend fixture that returns 'trio'), or use serve_app.",
+            pytrace=False,
+        )
+
+
+def _refuse_without_loop(item: pytest.Item) -> None:
+    """Say what to do about a test without an event loop that asks for a server in its event loop."""
+    # Not in pytest_fixture_setup: pytest 9 cannot use a fixture again whose set-up was refused there.
+    function = getattr(item, "function", None)
+    test = getattr(getattr(function, "hypothesis", None), "inner_test", function)
+    if test is None or inspect.iscoroutinefunction(test):
+        return
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    for name in _ASYNC_FIXTURES:
+        if name in known and known[name][-1].func.__module__ == __name__:
+            pytest.fail(
+                f"{name} is for async tests that run on Trio, by pytest-trio or by anyio's plugin, and {item.name} is "
+                "not async. Use serve_app.",
+                pytrace=False,
+            )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, T, T]:
+    __tracebackhide__ = True
+    _refuse_without_loop(item)
+    return (yield from _look_for_errors(item, "setup"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, T, T]:
+    __tracebackhide__ = True
+    return (yield from _look_for_errors(item, "call"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, T, T]:
+    __tracebackhide__ = True
+    return (yield from _look_for_errors(item, "teardown"))
+
+
+def _look_for_errors(item: pytest.Item, when: str) -> Generator[None, T, T]:
+    """Let an error of an application fail the phase in which it happened, or explain why that has failed."""
+    __tracebackhide__ = True
+    try:
+        result = yield
+    except BaseException:  # pytest.fail() raises one that is no Exception
+        watch = item.config.stash.get(_WATCH, None)
+        text = "" if watch is None else watch.describe_errors()
+        if text:
+            item.add_report_section(when, "errors in the application", text)
+        raise
+    watch = item.config.stash.get(_WATCH, None)
+    if watch is not None:
+        watch.raise_errors()
+    return result

@@ -1,0 +1,59 @@
+"""Clients that misbehave, and the streams they need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import trio
+
+from ..types import Headers
+
+RECEIVE_BUFFER = 4096
+"""Bytes that the kernel keeps for a client that does not read; it doubles them."""
+
+
+def build_request(host: str, path: str, *, method: str, headers: Headers, body: bytes) -> bytes:
+    """One request in HTTP/1.1, after whose response the server closes; raises ValueError for a bad path."""
+    if not (path.startswith("/") and path.isascii() and path.isprintable() and " " not in path):
+        raise ValueError(f"path must begin with / and be percent-encoded, not {path!r}")
+    lines = [f"{method} {path} HTTP/1.1".encode(), b"Host: " + host.encode(), b"Connection: close"]
+    lines += [name + b": " + value for name, value in headers]
+    if body:
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join([*lines, b"", body])
+
+
+@dataclass(eq=False)
+class SlowClient:
+    """A client that reads its response slowly, or not at all. ``received`` is what it has read, head and body."""
+
+    stream: trio.abc.Stream
+    received: bytearray = field(default_factory=bytearray)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+    async def read(self, bytes_per_second: float) -> None:
+        """Read to the end, at this pace. A connection that is lost is an end, too."""
+        piece = max(1, math.ceil(bytes_per_second / 10))
+        try:
+            while data := await self.stream.receive_some(piece):
+                self.received += data
+                await trio.sleep(len(data) / bytes_per_second)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.ended.set()
+
+    async def wait(self) -> bytes:
+        """Wait until the response has ended, or the connection was lost; returns all that was read."""
+        await self.ended.wait()
+        return bytes(self.received)
+
+
+async def read_at_least(stream: trio.abc.ReceiveStream, count: int) -> None:
+    """Read so many bytes; less if there are no more."""
+    while count > 0:
+        data = await stream.receive_some(min(count, 65536))
+        if not data:
+            return
+        count -= len(data)

@@ -1,0 +1,84 @@
+"""From what a test asks for to what is served: the application, the options, the certificates."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import Config
+from ..errors import AppLoadError, ConfigError
+from ..process.loader import load_app
+from ..types import ASGIApp, PlainValues
+from .verdict import strip
+
+if TYPE_CHECKING:
+    from .authority import Authority
+
+DEFAULTS: PlainValues = {
+    "port": 0,
+    "timeout_startup": 10,
+    "timeout_graceful_shutdown": 1,
+    "timeout_hard_shutdown": 2,
+    "timeout_shutdown": 5,
+}
+"""Options that are shorter for tests, where nobody has time to wait."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is to be served; ``authority`` is None without ``tls=True``. Whoever closes ``resources`` ends it."""
+
+    app: ASGIApp
+    config: Config
+    authority: Authority | None
+    resources: ExitStack
+
+
+def prepare(app: ASGIApp | str, *, tls: bool, options: PlainValues) -> Preparation:
+    """Import the application if it is named, and make certificates if wanted; raises AppLoadError or ConfigError."""
+    __tracebackhide__ = True
+    config = Config.from_plain({**DEFAULTS, **options})
+    if config.needs_supervisor:
+        asked = "reload" if config.reload else f"workers={config.workers}"
+        raise ConfigError(f"{asked} is for the command line and run(): a server under test is one in this process")
+    application = _load(app, config)
+    with ExitStack() as resources:
+        authority = _make_authority(config, resources) if tls else None
+        if authority is not None:
+            names = dict.fromkeys(("localhost", "127.0.0.1", "::1", *_certifiable(config.host)))
+            config = config.replace(ssl_certfile=authority.issue_server_certificate(*names))
+        return Preparation(application, config, authority, resources.pop_all())
+
+
+def _load(app: ASGIApp | str, config: Config) -> ASGIApp:
+    __tracebackhide__ = True
+    folder = str(Path(config.app_dir or os.curdir).absolute())
+    before = sys.path.count(folder)
+    try:
+        return load_app(app, app_dir=config.app_dir, factory=config.factory)
+    except AppLoadError as error:
+        raise strip(error)  # noqa: B904 - it is the same error
+    finally:
+        # It was put in front for the import; what the application has added itself stays.
+        if sys.path.count(folder) > before:
+            sys.path.remove(folder)
+
+
+def _make_authority(config: Config, resources: ExitStack) -> Authority:
+    if config.uses_tls:
+        raise ConfigError("tls=True makes a certificate, so it cannot go with ssl_certfile or ssl_context_factory")
+    try:
+        from .authority import Authority  # noqa: PLC0415 - trustme is an extra
+    except ImportError as error:
+        raise ConfigError("tls=True needs trustme: pip install 'trioserve[testing]'") from error
+    folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="trioserve-"))
+    return Authority(Path(folder))
+
+
+def _certifiable(host: str) -> tuple[str, ...]:
+    return () if host in ("0.0.0.0", "::") else (host,)  # noqa: S104 - compared, not bound

@@ -1,0 +1,361 @@
+"""A server under test in a thread of its own, for tests of any style."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+import trio.testing
+
+from ..logs import WebSocketRecord
+from ..net.binding import bind_all_now
+from ..net.listeners import Listener
+from ..net.tls import build_client_context
+from ..server import Server
+from ..types import AnyValue, ASGIApp, Headers, State
+from .blocking import BlockingClient, WebSocketOpening
+from .flat_nursery import open_flat_nursery
+from .portal import PATIENCE, Portal
+from .preparation import Preparation, prepare
+from .stuck import ServerStuckError
+from .trio_server import TrioServer
+from .verdict import raise_errors, strip, tell_errors
+from .witness import FinishedRequest, Witness
+
+if TYPE_CHECKING:
+    from .authority import Authority
+
+_MARGIN = 3.0
+"""Seconds that the thread may take beyond all deadlines of the server that it runs."""
+
+_QUIET = 1.0
+"""Seconds that a look at what has happened waits for a busy server to come to rest."""
+
+
+class ThreadServer:
+    """A running server, and clients for it. Made by running(); its methods block, and may be called in any thread."""
+
+    def __init__(self, preparation: Preparation, bound: list[Listener]) -> None:
+        self._preparation = preparation
+        self._bound = bound
+        self._inner = TrioServer(preparation)
+        self._thread = threading.Thread(target=self._main, name="trioserve.testing", daemon=True)
+        self._settled = threading.Event()  # started, or failed to
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+        self._scope = trio.CancelScope()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._root: trio.lowlevel.Task | None = None
+        self._portal: Portal | None = None
+        self._stop_asked: trio.Event | None = None
+        self._sockets: list[socket.socket] = []
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    # What it is
+
+    @property
+    def server(self) -> Server:
+        """The server's own handle; its methods are for the server's thread."""
+        return self._inner.server
+
+    @property
+    def url(self) -> str:
+        """Such as "http://127.0.0.1:41234", without a slash at the end."""
+        return self._inner.url
+
+    @property
+    def ws_url(self) -> str:
+        return self._inner.ws_url
+
+    @property
+    def host(self) -> str:
+        return self._inner.host
+
+    @property
+    def port(self) -> int:
+        """0 for a unix socket."""
+        return self._inner.port
+
+    @property
+    def unix_path(self) -> str | None:
+        return self._inner.unix_path
+
+    @property
+    def ca(self) -> Authority | None:
+        """The authority behind the certificate; None without ``tls=True``."""
+        return self._inner.ca
+
+    @property
+    def state(self) -> State:
+        """What the application's lifespan put into its state."""
+        return self._inner.state
+
+    # What has happened
+
+    @property
+    def witness(self) -> Witness:
+        return self._inner.witness
+
+    @property
+    def requests(self) -> list[FinishedRequest]:
+        """Requests that have ended, in that order; may be emptied.
+
+        Once a client has its whole answer, its request is here.
+        """
+        self._settle()
+        return self.witness.requests
+
+    @property
+    def websockets(self) -> list[WebSocketRecord]:
+        """WebSockets that have closed, in that order; may be emptied."""
+        self._settle()
+        return self.witness.websockets
+
+    @property
+    def errors(self) -> list[BaseException]:
+        """What the application raised. Take out what was to be expected: what is left fails the test."""
+        self._settle()
+        return self.witness.errors
+
+    @property
+    def active(self) -> int:
+        """Requests, WebSockets too, whose handler is still running."""
+        self._settle()
+        return self._inner.active
+
+    def wait_idle(self, timeout: float = 5) -> None:
+        """Wait until no handler is running; raises TimeoutError, which names those that are, after so many seconds."""
+        if not self._ended.is_set():
+            self._loop.call(partial(self._inner.wait_idle, timeout), patience=timeout + PATIENCE)
+
+    def _settle(self) -> None:
+        """Let the server do what it can do at once: an answer reaches its client a moment before it is on record."""
+        if self._ended.is_set() or self._loop.is_inside:
+            return
+        with contextlib.suppress(ServerStuckError, RuntimeError):
+            self._loop.call(_wait_quiet, patience=2 * _QUIET)
+
+    # What can be done to it
+
+    def shutdown(self, grace: float | None = None) -> None:
+        """Stop the server, and wait until it has ended; it may be called again.
+
+        ``grace``: seconds that running requests may still take; None: ``timeout_graceful_shutdown``, which is 1 here.
+        Raises LifespanError if the application could not shut down, ServerStuckError if the server does not end.
+        """
+        __tracebackhide__ = True
+        self._stop(grace)
+        self._raise_failure()
+
+    def drop_connections(self) -> None:
+        """Lose every open connection at once, as a network that fails does. New ones are accepted."""
+        self._loop.call(self._inner.drop_connections)
+
+    # Clients
+
+    def connect(self, timeout: float = PATIENCE) -> socket.socket:
+        """Open a connection, with its TLS handshake done if it has TLS; closed with the server if not before.
+
+        ``timeout`` in seconds is that of the socket.
+        """
+        if self.unix_path is not None:
+            made = socket.socket(socket.AF_UNIX)
+            made.settimeout(timeout)
+            made.connect(self.unix_path)
+        else:
+            made = socket.create_connection((self.host, self.port), timeout)
+        if self._preparation.config.uses_tls:
+            context = build_client_context(None if self.ca is None else self.ca.bundle)
+            made = context.wrap_socket(made, server_hostname=self.host)
+        self._sockets.append(made)
+        return made
+
+    def websocket(
+        self, path: str = "/", *, subprotocols: Iterable[str] = (), headers: Headers = (), **options: AnyValue
+    ) -> WebSocketOpening:
+        """Open a WebSocket: ``with`` for one whose methods block, ``async with`` for a trio-websocket connection in
+        your own Trio loop. ``options`` are those of trio_websocket.open_websocket.
+
+        Raises trio_websocket.ConnectionRejected if the application refuses it.
+        """
+        opening = partial(self._inner.websocket, path, subprotocols=subprotocols, headers=headers, **options)
+        return WebSocketOpening(self._loop, opening)
+
+    def client_gone(
+        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b"", after: int = 0
+    ) -> None:
+        """Send a request, and leave without waiting for the response once its handler is running.
+
+        ``after``: first read so many bytes of the response.
+        """
+        self._loop.call(
+            partial(self._inner.client_gone, path, method=method, headers=headers, body=body, after=after),
+            patience=2 * PATIENCE,
+        )
+
+    @contextmanager
+    def stall(
+        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b""
+    ) -> Iterator[BlockingClient]:
+        """A client that sends a request and reads nothing of the response, for as long as the block.
+
+        The kernel still takes some megabytes of the response.
+        """
+        stalled = self._inner.stall(path, method=method, headers=headers, body=body)
+        with self._loop.hold(stalled, patience=2 * PATIENCE) as client:
+            yield BlockingClient(self._loop, client)
+
+    @contextmanager
+    def slow(
+        self,
+        path: str,
+        bytes_per_second: float,
+        *,
+        method: str = "GET",
+        headers: Headers = (),
+        body: bytes = b"",
+    ) -> Iterator[BlockingClient]:
+        """A client that reads its response at this pace, head included, for as long as the block."""
+        slow = self._inner.slow(path, bytes_per_second, method=method, headers=headers, body=body)
+        with self._loop.hold(slow, patience=2 * PATIENCE) as client:
+            yield BlockingClient(self._loop, client)
+
+    # Its life
+
+    @property
+    def _loop(self) -> Portal:
+        if self._portal is None:
+            raise RuntimeError("the server has not started")
+        return self._portal
+
+    @classmethod
+    def start(cls, app: ASGIApp | str, *, tls: bool = False, **options: AnyValue) -> ThreadServer:
+        """As running, but whoever calls this calls shutdown, and asks the witness for errors."""
+        __tracebackhide__ = True
+        preparation = prepare(app, tls=tls, options=options)
+        try:
+            server = cls(preparation, bind_all_now(preparation.config))
+            server._start()
+        except BaseException:
+            preparation.resources.close()
+            raise
+        return server
+
+    def _start(self) -> None:
+        __tracebackhide__ = True
+        self._thread.start()
+        seconds = self._preparation.config.timeout_startup + _MARGIN
+        try:
+            if not self._settled.wait(seconds):
+                what = f"the server has not started within {seconds:g} s, as its event loop is blocked"
+                raise ServerStuckError.of(what, self._root, with_threads=True)
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        if self._ended.is_set():
+            self._thread.join()
+            self._raise_failure()
+
+    def _main(self) -> None:
+        try:
+            trio.run(self._run)
+        except BaseException as error:  # it is raised in the test
+            self._failure = error
+        finally:
+            for one in self._bound:
+                one.close()
+            self._ended.set()
+            self._settled.set()
+
+    async def _run(self) -> None:
+        self._root = trio.lowlevel.current_root_task()
+        self._stop_asked = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        with self._scope:
+            async with self._inner.run(bound=self._bound), open_flat_nursery() as clients:
+                self._portal = Portal(clients)
+                self._settled.set()
+                await self._stop_asked.wait()
+
+    def _tell(self, function: Callable[[], object]) -> None:
+        """Run a function in the event loop soon, if there is one."""
+        if self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(function)
+
+    def _stop(self, grace: float | None) -> None:
+        if self._portal is not None and self._portal.is_inside:
+            raise RuntimeError("a server cannot wait for its own end")
+        self._inner.grace = grace
+        if self._stop_asked is not None:
+            self._tell(self._stop_asked.set)
+        seconds = self._inner.seconds_to_end(grace) + _MARGIN
+        try:
+            if not self._ended.wait(seconds):
+                what = f"the server's thread has not ended {seconds:g} s after it was told to stop"
+                raise ServerStuckError.of(what, self._root, with_threads=True)
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        finally:
+            for one in self._sockets:
+                one.close()
+            self._preparation.resources.close()
+        self._thread.join()
+
+    def _abandon(self, error: BaseException) -> None:
+        """Do not wait any longer, or only a moment if it is not the server's fault: at Ctrl-C."""
+        self._tell(self._scope.cancel)
+        if not isinstance(error, ServerStuckError):
+            self._ended.wait(_MARGIN)
+
+    def _raise_failure(self) -> None:
+        __tracebackhide__ = True
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise strip(failure)
+        finally:
+            failure = None
+
+
+async def _wait_quiet() -> None:
+    with trio.move_on_after(_QUIET):
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@contextmanager
+def running(
+    app: ASGIApp | str, *, tls: bool = False, allow_errors: bool = False, **options: AnyValue
+) -> Iterator[ThreadServer]:
+    """Serve an application, in a thread of its own, for as long as the block.
+
+    ``app``: an ASGI application, or "module:attribute". ``tls``: with a certificate made for this server.
+    ``options`` are fields of Config; the port is chosen by the system, and stops are shorter, if they say nothing.
+
+    Raises what keeps the server from starting: AppLoadError, BindError, ConfigError or LifespanError. At the end it
+    raises what the application raised in requests, unless the block raised, or ``allow_errors``; ServerStuckError if
+    the server does not end.
+    """
+    __tracebackhide__ = True
+    server = ThreadServer.start(app, tls=tls, **options)
+    with tell_errors(server.witness):
+        try:
+            yield server
+        except BaseException as error:
+            try:
+                server._stop(0)
+            except ServerStuckError as stuck:
+                error.add_note(str(stuck))
+            raise
+        server.shutdown()
+    if not allow_errors:
+        raise_errors(server.witness.take_errors())

@@ -1,0 +1,50 @@
+"""What becomes of the errors of an application under test."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..errors import TrioserveError
+from ..process.loader import user_traceback
+from .witness import Witness
+
+
+def raise_errors(errors: Sequence[BaseException]) -> None:
+    """Raise what an application raised, its trace cut to its own frames; several as a group."""
+    __tracebackhide__ = True
+    if errors:
+        bare = [trim(error) for error in errors]
+        raise bare[0] if len(bare) == 1 else BaseExceptionGroup(f"{len(bare)} errors in the application", bare)
+
+
+@contextmanager
+def tell_errors(witness: Witness) -> Iterator[None]:
+    """Add what the application raised to an error that leaves the block, which it may well explain."""
+    try:
+        yield
+    except Exception as error:
+        for one in witness.take_errors():
+            if one is not error:
+                error.add_note(describe_errors([one]))
+        raise
+
+
+def describe_errors(errors: Sequence[BaseException]) -> str:
+    """The errors with their traces, as Python prints them."""
+    return "\n".join("".join(traceback.format_exception(trim(error))).rstrip() for error in errors)
+
+
+def strip(failure: BaseException) -> BaseException:
+    """Take the server's frames out of why a server has failed, to show only those of the test and the application."""
+    if isinstance(failure, TrioserveError):
+        if failure.__cause__ is not None:
+            trim(failure.__cause__)
+        return failure.with_traceback(None)
+    return failure
+
+
+def trim(error: BaseException) -> BaseException:
+    """Cut the server's frames from the beginning of an error's trace."""
+    return error.with_traceback(user_traceback(error.__traceback__))

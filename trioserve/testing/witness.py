@@ -1,0 +1,108 @@
+"""What a server under test tells: its requests, and what went wrong in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from ..exchange import Address, Request
+from ..logs import ExchangeRecord, Outcome, WebSocketRecord
+from ..observer import Observer, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """A request that has ended, well or not.
+
+    ``path`` and ``query`` are as the client sent them, percent-encoded. ``status`` is None if no response was begun.
+    ``bytes`` is the size of the response's body, ``received`` that of the request's. ``duration`` is in seconds.
+    ``outcome`` compares with text: "ok", "client left", "deadline", "error", "shutdown". A WebSocket is a request with
+    status 101 here, and has a record of its own among ``websockets``.
+    """
+
+    method: str
+    path: str
+    query: str
+    status: int | None
+    bytes: int
+    received: int
+    duration: float
+    outcome: Outcome
+    client: str
+
+    @classmethod
+    def of(cls, record: ExchangeRecord) -> FinishedRequest:
+        path, _, query = record.target.partition("?")
+        return cls(
+            method=record.method,
+            path=path,
+            query=query,
+            status=record.status,
+            bytes=record.sent,
+            received=record.received,
+            duration=record.duration,
+            outcome=record.outcome,
+            client=record.client,
+        )
+
+
+class Witness(Observer):
+    """Keeps what a server tells. Told in the server's loop; the lists may be read, and emptied, from any thread."""
+
+    def __init__(self) -> None:
+        self.requests: list[FinishedRequest] = []
+        self.websockets: list[WebSocketRecord] = []
+        self.errors: list[BaseException] = []
+        self.began: Counter[tuple[bytes, Address | None]] = Counter()
+        """How many requests have begun, by target and client."""
+        self._active: dict[int, Request] = {}
+        self._changed = trio.Event()
+        self.has_ended = False
+        self._taken: list[BaseException] = []
+
+    @property
+    def active(self) -> list[Request]:
+        """Requests whose application has not returned, the oldest first."""
+        return list(self._active.values())
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until this holds; looked at again whenever a request begins or ends."""
+        while not condition():
+            await self._changed.wait()
+
+    def take_errors(self) -> list[BaseException]:
+        """The errors that are still in ``errors`` and were not taken before; they stay there."""
+        new = [error for error in list(self.errors) if not any(error is one for one in self._taken)]
+        self._taken += new
+        return new
+
+    def _ring(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def phase_changed(self, phase: Phase) -> None:
+        self.has_ended = phase is Phase.STOPPED
+
+    def exchange_began(self, request: Request) -> None:
+        self._active[id(request)] = request
+        self.began[request.target, request.endpoint.client] += 1
+        self._ring()
+
+    def exchange_left(self, request: Request) -> None:
+        del self._active[id(request)]
+        self._ring()
+
+    def exchange_ended(self, record: ExchangeRecord) -> None:
+        self.requests.append(FinishedRequest.of(record))
+
+    def websocket_closed(self, record: WebSocketRecord) -> None:
+        self.websockets.append(record)
+
+    def application_failed(self, error: BaseException, request: Request | None) -> None:
+        note = "raised in the application" if request is None else f"raised in the application by {request.line}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        self.errors.append(error)
