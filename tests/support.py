@@ -8,68 +8,44 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import h11
 import trio
 import trio.testing
 
 from trioserve.config import Config
-from trioserve.exchange import Request
-from trioserve.logs import ExchangeRecord, WebSocketRecord
-from trioserve.observer import Observer, Phase
-from trioserve.server import Server, serve_observed
+from trioserve.logs import ExchangeRecord
+from trioserve.net.binding import bind_all
+from trioserve.observer import Phase
+from trioserve.server import Server
+from trioserve.testing.flat_nursery import open_flat_nursery
+from trioserve.testing.memory_server import MemoryListener, MemoryServer
+from trioserve.testing.preparation import Preparation, prepare
+from trioserve.testing.trio_server import TrioServer
+from trioserve.testing.witness import Witness
 from trioserve.types import AnyValue, ASGIApp, Message, PlainValues, Receive, Scope, Send
 
 
-class Recorder(Observer):
+class Recorder(Witness):
     """Keeps all that a server tells."""
 
     def __init__(self, *, wants_debug: bool = False) -> None:
+        super().__init__()
         self.wants_debug = wants_debug
         self.phases: list[Phase] = []
         self.records: list[ExchangeRecord] = []
-        self.websockets: list[WebSocketRecord] = []
-        self.errors: list[BaseException] = []
         self.debug: list[PlainValues] = []
 
     def phase_changed(self, phase: Phase) -> None:
+        super().phase_changed(phase)
         self.phases.append(phase)
 
     def exchange_ended(self, record: ExchangeRecord) -> None:
+        super().exchange_ended(record)
         self.records.append(record)
-
-    def websocket_closed(self, record: WebSocketRecord) -> None:
-        self.websockets.append(record)
-
-    def application_failed(self, error: BaseException, request: Request | None) -> None:
-        self.errors.append(error)
 
     def debug_received(self, info: PlainValues) -> None:
         self.debug.append(info)
-
-
-class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
-    """A listener whose clients are made with connect()."""
-
-    def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[trio.abc.Stream](100)
-
-    def connect(self) -> trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]:
-        client, server = trio.testing.memory_stream_pair()
-        self._send.send_nowait(server)
-        return client
-
-    async def accept(self) -> trio.abc.Stream:
-        try:
-            return await self._receive.receive()
-        except trio.EndOfChannel:
-            raise trio.ClosedResourceError from None
-
-    async def aclose(self) -> None:
-        self._send.close()
-        self._receive.close()
-        await trio.lowlevel.checkpoint()
 
 
 @dataclass
@@ -154,16 +130,36 @@ class Client:
 
 @dataclass
 class RunningServer:
-    """A server under test. ``connect`` gives a client, ``connect_stream`` the bare stream."""
+    """A server under test, whose clients are made of h11."""
 
-    server: Server
+    handle: TrioServer
     recorder: Recorder
-    connect_stream: Callable[[], AnyValue]
     nursery: trio.Nursery
 
+    @property
+    def server(self) -> Server:
+        return self.handle.server
+
+    @property
+    def listener(self) -> MemoryListener:
+        assert isinstance(self.handle, MemoryServer)
+        return self.handle.listener
+
+    def cancel(self) -> None:
+        """Cancel the block, and with it the server, as a program does whose nursery is cancelled."""
+        self.nursery.cancel_scope.cancel()
+
+    async def connect_stream(self) -> trio.abc.Stream:
+        """The bare stream, without a handshake."""
+        address = self.server.addresses[0]
+        if type(self.handle) is not TrioServer or address is None:
+            return await self.handle.connect()
+        if isinstance(address, str):
+            return await trio.open_unix_socket(address)
+        return await trio.open_tcp_stream(*address)
+
     async def connect(self) -> Client:
-        stream = self.connect_stream()
-        return Client(stream if isinstance(stream, trio.abc.Stream) else await stream)
+        return Client(await self.connect_stream())
 
     @property
     def records(self) -> list[ExchangeRecord]:
@@ -202,9 +198,11 @@ async def memory_server(
     app: ASGIApp, *, recorder: Recorder | None = None, config: Config | None = None, **options: AnyValue
 ) -> AsyncIterator[RunningServer]:
     """A server on memory streams, so that autojump_clock can pass any deadline; cancelled at the end of the block."""
-    listener = MemoryListener()
-    async with _running(app, recorder, config, options, listeners=[listener]) as (server, recorder, nursery):
-        yield RunningServer(server, recorder, listener.connect, nursery)
+    recorder = recorder or Recorder()
+    server = MemoryServer(prepare_fully(app, config, options), recorder)
+    with nothing_left():
+        async with run_server(server, recorder, listeners=[server.listener]) as running:
+            yield running
 
 
 @asynccontextmanager
@@ -213,30 +211,26 @@ async def socket_server(
 ) -> AsyncIterator[RunningServer]:
     """A server on a real port of the loopback, or on whatever ``bind`` says; cancelled at the end of the block."""
     options = {"port": 0, **options} if config is None else options
-    async with _running(app, recorder, config, options) as (server, recorder, nursery):
-
-        def connect() -> AnyValue:
-            address = server.addresses[0]
-            if isinstance(address, str):
-                return trio.open_unix_socket(address)
-            assert address is not None
-            return trio.open_tcp_stream(*address)
-
-        yield RunningServer(server, recorder, connect, nursery)
+    recorder = recorder or Recorder()
+    preparation = prepare_fully(app, config, options)
+    server = TrioServer(preparation, recorder)
+    with nothing_left():
+        async with run_server(server, recorder, bound=await bind_all(preparation.config)) as running:
+            yield running
 
 
 @asynccontextmanager
-async def _running(
-    app: ASGIApp, recorder: Recorder | None, config: Config | None, options: PlainValues, **more: AnyValue
-) -> AsyncIterator[tuple[Server, Recorder, trio.Nursery]]:
-    recorder = recorder or Recorder()
+async def run_server(server: TrioServer, recorder: Recorder, **what: AnyValue) -> AsyncIterator[RunningServer]:
+    """Run a prepared server; cancelled at the end of the block."""
+    async with open_flat_nursery() as nursery, server.run(**what):
+        yield RunningServer(server, recorder, nursery)
+        server.cancel()
+
+
+def prepare_fully(app: ASGIApp, config: Config | None, options: PlainValues) -> Preparation:
+    """As the testing tools prepare, but with the deadlines of servers that are not under test."""
     config = Config(**options) if config is None else config.replace(**options)
-    with nothing_left():
-        async with trio.open_nursery(strict_exception_groups=True) as nursery:
-            start = partial(serve_observed, app, config, observer=recorder, **more)
-            server = await nursery.start(start)
-            yield server, recorder, nursery
-            nursery.cancel_scope.cancel()
+    return prepare(app, tls=False, options=config.to_plain())
 
 
 # Applications

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,18 +21,19 @@ import trustme
 from trioserve import CertificateError, Config
 from trioserve.net.listeners import Listener
 from trioserve.process.certificates import CertificateKeeper, sign_files
-from trioserve.server import serve_observed
+from trioserve.testing.memory_server import MemoryServer
 
 from .support import (
     Client,
-    MemoryListener,
     Recorder,
     RunningServer,
     http_app,
     memory_server,
     nothing_left,
     open_descriptors,
+    prepare_fully,
     respond,
+    run_server,
     send_text,
     socket_server,
 )
@@ -112,13 +112,11 @@ def _forget():
 @asynccontextmanager
 async def secured_server(config: Config, app=None) -> AsyncIterator[RunningServer]:
     """A server that does its handshakes on memory streams, so that virtual time passes none of them by."""
-    memory, recorder = MemoryListener(), Recorder()
-    bound = [Listener.from_listener(memory, tls=True)]
+    recorder = Recorder()
+    server = MemoryServer(prepare_fully(app or respond(), config, {}), recorder)
     with nothing_left():
-        async with trio.open_nursery() as nursery:
-            start = partial(serve_observed, app or respond(), config, bound=bound, observer=recorder)
-            yield RunningServer(await nursery.start(start), recorder, memory.connect, nursery)
-            nursery.cancel_scope.cancel()
+        async with run_server(server, recorder, bound=[Listener.from_listener(server.listener, tls=True)]) as running:
+            yield running
 
 
 async def connect(server: RunningServer, context: ssl.SSLContext) -> Client:
@@ -253,7 +251,7 @@ async def test_a_handshake_begun_before_completes(files):
         client.do_handshake()
     hello = outgoing.read()
     async with secured_server(files.config()) as server:
-        stream = server.connect_stream()
+        stream = await server.connect_stream()
         await stream.send_all(hello[:20])
         await trio.testing.wait_all_tasks_blocked()
         new = files.issue()

@@ -14,9 +14,10 @@ from trioserve.config import Config
 from trioserve.errors import ClientDisconnected, WriteTimeout
 from trioserve.logs import Outcome
 from trioserve.server import serve_observed
+from trioserve.testing.memory_server import MemoryListener
 from trioserve.types import Receive, Scope, Send
 
-from .support import Client, MemoryListener, Recorder, http_app, memory_server, read_body, respond, send_text
+from .support import Client, Recorder, http_app, memory_server, read_body, respond, send_text
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"

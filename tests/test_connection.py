@@ -219,7 +219,7 @@ async def test_a_stream_that_raises_is_logged_and_hurts_nobody(autojump_clock, c
             await trio.lowlevel.checkpoint()
 
     async with memory_server(respond()) as server:
-        server.connect_stream.__self__._send.send_nowait(Broken())
+        server.listener._send.send_nowait(Broken())
         await trio.testing.wait_all_tasks_blocked()
         assert server.server.statistics().connections == 0
         client = await server.connect()
@@ -417,7 +417,7 @@ async def test_cancelling_in_a_handshake_closes_the_connection(authority):
         with trio.fail_after(5):
             while not server.server.statistics().connections:
                 await trio.sleep(0.005)
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             while Phase.STOPPED not in server.recorder.phases:
                 await trio.sleep(0.005)
@@ -502,7 +502,7 @@ async def test_a_stream_that_is_tls_already_and_no_socket_is_https(autojump_cloc
     async with memory_server(http_app(echo_scope)) as server:
         far, near = trio.testing.memory_stream_pair()
         secured = trio.SSLStream(near, context, server_side=True, https_compatible=True)
-        server.connect_stream.__self__._send.send_nowait(secured)
+        server.listener._send.send_nowait(secured)
         client = trio.SSLStream(far, authority.client(), server_hostname="localhost", https_compatible=True)
         await Client(client).get()
         assert (seen[0]["scheme"], seen[0]["client"]) == ("https", None)

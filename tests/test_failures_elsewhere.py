@@ -21,8 +21,9 @@ import trustme
 
 import trioserve
 from trioserve import BindError, Config, LifespanError, Server, serve
+from trioserve.testing.memory_server import MemoryListener
 
-from .support import MemoryListener, memory_server, nothing_left, open_descriptors, respond, socket_server
+from .support import memory_server, nothing_left, open_descriptors, respond, socket_server
 
 pytestmark = pytest.mark.timeout(60)
 

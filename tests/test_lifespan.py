@@ -12,8 +12,9 @@ import trio.testing
 
 from trioserve import LifespanError, MessageError, serve
 from trioserve.observer import Phase
+from trioserve.testing.memory_server import MemoryListener
 
-from .support import MemoryListener, Recorder, http_app, memory_server, nothing_left, plain_lifespan, respond, send_text
+from .support import Recorder, http_app, memory_server, nothing_left, plain_lifespan, respond, send_text
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -366,10 +367,9 @@ async def test_a_failed_start_up_makes_no_handle(autojump_clock):
         raise ValueError("no")
 
     recorder = Recorder()
-    with nothing_left(), pytest.raises(ExceptionGroup) as caught:
+    with nothing_left(), pytest.raises(LifespanError, match="no$"):
         async with memory_server(lifespan_app(broken), recorder=recorder):
             pytest.fail("there is a handle")
-    assert caught.group_contains(LifespanError, match="no$")
     assert recorder.phases == [Phase.STARTING, Phase.STOPPING, Phase.STOPPED]
 
 
@@ -494,7 +494,7 @@ async def test_a_lifespan_that_ends_while_serving_drains_and_fails(autojump_cloc
         await trio.sleep(5)
         await send_text(send, "finished")
 
-    with nothing_left(), pytest.raises(ExceptionGroup) as caught:
+    with nothing_left(), pytest.raises(LifespanError) as caught:
         async with memory_server(app, recorder=recorder) as server, trio.open_nursery() as nursery:
             client = await server.connect()
 
@@ -507,8 +507,7 @@ async def test_a_lifespan_that_ends_while_serving_drains_and_fails(autojump_cloc
             assert answer.body == b"finished"
             assert answer.headers[b"connection"] == b"close"
             await trio.sleep(1)
-    (error,) = caught.value.exceptions
-    assert isinstance(error, LifespanError)
+    error = caught.value
     what = "raised while serving: ValueError: lost the database" if raises else "returned while serving"
     assert str(error) == f"the application's lifespan {what}"
     assert isinstance(error.__cause__, ValueError) is raises
@@ -633,11 +632,11 @@ async def test_shutdown_failed_is_an_error(autojump_clock, message, text):
         await receive()
         await send({"type": "lifespan.shutdown.failed", **message})
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(LifespanError) as caught:
         async with memory_server(lifespan_app(failing)) as server:
             server.server.shutdown()
             await trio.sleep(1)
-    (error,) = caught.value.exceptions
+    error = caught.value
     assert str(error) == f"the application could not shut down: {text}"
 
 
@@ -650,11 +649,11 @@ async def test_raising_in_shutdown_is_an_error(autojump_clock):
         await receive()
         raise ValueError("cannot close")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(LifespanError) as caught:
         async with memory_server(lifespan_app(failing)) as server:
             server.server.shutdown()
             await trio.sleep(1)
-    (error,) = caught.value.exceptions
+    error = caught.value
     assert str(error) == "the application's lifespan raised during shutdown: ValueError: cannot close"
     assert isinstance(error.__cause__, ValueError)
 
@@ -669,11 +668,11 @@ async def test_shutdown_failed_and_then_raised(autojump_clock):
         await send({"type": "lifespan.shutdown.failed", "message": "cannot close"})
         raise ValueError("cannot close")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(LifespanError) as caught:
         async with memory_server(lifespan_app(failing)) as server:
             server.server.shutdown()
             await trio.sleep(1)
-    (error,) = caught.value.exceptions
+    error = caught.value
     assert str(error) == "the application could not shut down: cannot close"
     assert isinstance(error.__cause__, ValueError)
 

@@ -176,7 +176,7 @@ async def test_outcome_deadline_of_a_client_that_does_not_read(autojump_clock, c
         await send_text(send, b"x" * 100)
 
     async with memory_server(http_app(handler), timeout_write=4) as server:
-        server.connect_stream.__self__._send.send_nowait(server_side)
+        server.listener._send.send_nowait(server_side)
         await client.send_all(REQUEST)
         await trio.sleep(10)
         (record,) = server.records
@@ -238,7 +238,7 @@ async def test_outcome_shutdown_of_a_response_that_is_being_written(autojump_clo
         await send_text(send, b"x" * 100)
 
     async with memory_server(http_app(handler)) as server:
-        server.connect_stream.__self__._send.send_nowait(server_side)
+        server.listener._send.send_nowait(server_side)
         await client.send_all(REQUEST)
         await trio.testing.wait_all_tasks_blocked()
         server.server.shutdown(grace=3)

@@ -33,11 +33,11 @@ from trioserve import (
 from trioserve.net.listeners import Listener
 from trioserve.observer import Phase
 from trioserve.server import serve_observed
+from trioserve.testing.memory_server import MemoryListener
 
 from .support import (
     LINUX,
     Client,
-    MemoryListener,
     Recorder,
     http_app,
     memory_server,
@@ -171,7 +171,7 @@ async def test_retire_lets_idle_connections_have_one_more_request(autojump_clock
         assert server.recorder.phases[-1] is Phase.DRAINING
         await trio.sleep(1)
         with pytest.raises(trio.ClosedResourceError):
-            await server.connect_stream.__self__.accept()
+            await server.listener.accept()
         answer = await idle.get()
         assert (answer.status, answer.headers[b"connection"]) == (200, b"close")
         assert await idle.receive_rest() == b""

@@ -96,7 +96,7 @@ async def test_stop_accepts_nobody(autojump_clock):
         await asked(server)
         server.server.shutdown()
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+        with pytest.raises(ConnectionRefusedError):
             await server.connect()
         assert server.server.statistics().requests == 1
 
@@ -226,7 +226,7 @@ async def test_a_client_that_never_reads_is_cut_at_the_deadline(autojump_clock, 
         async with memory_server(
             http_app(handler), recorder=recorder, timeout_graceful_shutdown=8, timeout_write=100
         ) as server:
-            listener_side = server.connect_stream.__self__
+            listener_side = server.listener
             listener_side._send.send_nowait(server_side)
             await client.send_all(REQUEST)
             await trio.testing.wait_all_tasks_blocked()
@@ -295,12 +295,11 @@ async def test_a_lifespan_that_never_finishes_is_cut(autojump_clock, recorder):
             await receive()
         await trio.sleep_forever()
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(LifespanError, match="did not shut down within 4 s"):
         async with memory_server(app, recorder=recorder, timeout_graceful_shutdown=3, timeout_shutdown=4) as server:
             await asked(server)
             server.server.shutdown()
             await trio.sleep(20)
-    assert caught.group_contains(LifespanError, match="did not shut down within 4 s")
     assert recorder.stopped_after == 7
 
 

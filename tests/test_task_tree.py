@@ -420,7 +420,7 @@ async def test_abandoned_by_a_cancellation_of_the_server(autojump_clock, caplog,
         clients.start_soon(shielded.run, server, "/shielded")
         await trio.sleep_until(BREAK)
         assert recorder.phases == [Phase.STARTING, Phase.SERVING]
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
     outcome = Outcome.ERROR if breaker in RAISES_WHEN_CANCELLED else Outcome.SHUTDOWN
     assert recorder.told_of("/broken") == (outcome, BREAK)
     assert recorder.told_of("/cut") == (Outcome.SHUTDOWN, BREAK - NEIGHBOUR)

@@ -23,6 +23,7 @@ from wsproto.events import CloseConnection
 from trioserve import ClientDisconnected, MessageError, serve_stream
 from trioserve.clock import COMPACT_AT
 from trioserve.drain import DrainKind
+from trioserve.exchange import Request
 from trioserve.logs import ExchangeRecord, WebSocketRecord
 from trioserve.observer import Phase
 from trioserve.types import Receive, Scope, Send
@@ -514,7 +515,7 @@ async def stop_and_cancel_soon(server: RunningServer) -> None:
 
 
 async def cancel(server: RunningServer) -> None:
-    server.nursery.cancel_scope.cancel()
+    server.cancel()
 
 
 @pytest.mark.parametrize("how", [stop_at_once, stop_and_cancel_soon, cancel])
@@ -610,7 +611,7 @@ async def test_a_client_that_takes_nothing_at_close_is_cut_after_ten_seconds(aut
             ends.append(trio.current_time())
 
     async with memory(timed) as server, comes_back(server):
-        server.connect_stream.__self__._send.send_nowait(server_side)
+        server.listener._send.send_nowait(server_side)
         await open_handshake(stream)
         start = trio.current_time()
         await trio.testing.wait_all_tasks_blocked()
@@ -1077,5 +1078,5 @@ class Silent(Recorder):
     def websocket_closed(self, record: WebSocketRecord) -> None:
         pass
 
-    def application_failed(self, error: BaseException) -> None:
+    def application_failed(self, error: BaseException, request: Request | None) -> None:
         pass

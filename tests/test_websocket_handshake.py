@@ -651,7 +651,7 @@ async def test_what_comes_before_accept_is_bounded(autojump_clock):
             sent.append(size)
 
     async with memory(handler) as server:
-        server.connect_stream.__self__._send.send_nowait(server_side)
+        server.listener._send.send_nowait(server_side)
         await stream.send_all(handshake_bytes())
         server.nursery.start_soon(send_all)
         await trio.sleep(5)
@@ -1603,7 +1603,7 @@ async def test_cancelling_the_server_answers_an_undecided_handshake(autojump_clo
         client = await server.connect()
         await client.raw(handshake_bytes())
         await trio.testing.wait_all_tasks_blocked()
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
             received = await client.receive_rest()
     assert received.startswith(b"HTTP/1.1 503 ")
@@ -1638,7 +1638,7 @@ async def test_a_shielded_accept_after_cancelling_the_server(autojump_clock, at_
         client = await server.connect()
         await client.raw(handshake_bytes())
         await trio.testing.wait_all_tasks_blocked()
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
             received = await client.receive_rest()
     assert heard in (["too late", 0], [1012, 0])
@@ -1669,7 +1669,7 @@ async def test_an_accept_that_is_quicker_than_the_end():
                 while not server.server.statistics().requests:
                     await trio.lowlevel.checkpoint()
                 await trio.testing.wait_all_tasks_blocked()
-                server.nursery.cancel_scope.cancel()
+                server.cancel()
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                     received = await client.receive_rest()
                     await client.aclose()
@@ -1692,7 +1692,7 @@ async def test_an_accept_that_goes_out_while_all_is_cancelled(autojump_clock):
         client = await server.connect()
         await client.raw(handshake_bytes())
         await trio.testing.wait_all_tasks_blocked()
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
             await trio.testing.wait_all_tasks_blocked()
             received = await client.receive_rest()

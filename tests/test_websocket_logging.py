@@ -21,8 +21,9 @@ from trioserve.logs import (
     access_log,
     log_websocket,
 )
+from trioserve.testing.memory_server import MemoryListener
 
-from .support import MemoryListener, nothing_left
+from .support import nothing_left
 from .websocket_client import WebSocketClient, deflated, frame, open_handshake, websocket
 from .websocket_servers import Stage, server_on
 

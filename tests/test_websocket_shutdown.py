@@ -350,7 +350,7 @@ async def test_cancelling_the_server_tells_a_shielded_receive(autojump_clock, ki
     async with server_on(kind, app, ws_ping_interval=None) as server, websocket(server):
         await called.wait()
         await trio.testing.wait_all_tasks_blocked()
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
         with trio.CancelScope(shield=True):
             await trio.testing.wait_all_tasks_blocked()
             assert heard == [(1012, "")] * (1 + others)
@@ -362,7 +362,7 @@ async def test_cancelling_the_server_waits_for_nobody(autojump_clock):
     async with server_on("lockstep", stage) as server, websocket(server):
         side = await stage.next()
         watch = Stopwatch()
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
     assert side.was_cancelled
     assert watch.seconds <= 2
 
@@ -379,7 +379,7 @@ async def test_cancelling_the_server_while_messages_are_stuck():
 
         nursery.start_soon(say_much)
         await trio.testing.wait_all_tasks_blocked(0.02)
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
     assert side.was_cancelled
 
 
@@ -390,7 +390,7 @@ async def test_cancelling_the_server_after_the_end(autojump_clock):
         side = await stage.next()
         await side.close(4000)
         assert await client.receive_close(answers=False) == (4000, "")
-        server.nursery.cancel_scope.cancel()
+        server.cancel()
         with trio.CancelScope(shield=True):
             assert await client.stream.receive_some(100) == b""
     assert side.was_cancelled

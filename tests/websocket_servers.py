@@ -7,6 +7,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import trio
 import trio.testing
 import trustme
 
-from trioserve.config import Config
-from trioserve.server import serve_observed
+from trioserve.net.listeners import Listener
+from trioserve.testing.memory_server import MemoryListener, MemoryServer
+from trioserve.testing.trio_server import TrioServer
 from trioserve.types import AnyValue, ASGIApp, Message, Receive, Scope, Send
 
-from .support import MemoryListener, Recorder, RunningServer, nothing_left, plain_lifespan
+from .support import Recorder, RunningServer, nothing_left, plain_lifespan, prepare_fully, run_server
 
 KINDS = ("memory", "socket", "tls")
 ON_EACH_KIND = pytest.mark.parametrize("kind", KINDS)
@@ -136,7 +138,7 @@ class Stopwatch:
 class LockstepListener(MemoryListener):
     """Its streams hold nothing: a send lasts until the other side has read all of it."""
 
-    def connect(self) -> trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]:
+    def connect(self, *, reads_little: bool = False) -> trio.abc.Stream:
         client, server = trio.testing.lockstep_stream_pair()
         self._send.send_nowait(server)
         return client
@@ -152,21 +154,38 @@ async def server_on(
     recorder = recorder or Recorder()
     is_virtual = isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
     with trio.fail_after(3600 if is_virtual else 10), nothing_left(), tempfile.TemporaryDirectory() as folder:
-        more, connect = _prepare(kind, narrow, options, Path(folder))
-        async with trio.open_nursery(strict_exception_groups=True) as nursery:
-            config = Config.from_plain(options)
-            server = await nursery.start(partial(serve_observed, app, config, observer=recorder, **more))
-            yield RunningServer(server, recorder, connect, nursery)
-            nursery.cancel_scope.cancel()
+        if kind in ("memory", "lockstep"):
+            memory = MemoryServer(prepare_fully(app, None, options), recorder)
+            if kind == "lockstep":
+                memory.listener = LockstepListener()
+            context = run_server(memory, recorder, listeners=[memory.listener])
+        else:
+            connect = _prepare(kind, narrow, options, Path(folder))
+            server = ConnectingServer(prepare_fully(app, None, options), recorder)
+            server.connect_client = connect.client
+            context = run_server(server, recorder, bound=[Listener.from_socket(connect.listener, tls=kind == "tls")])
+        async with context as running:
+            yield running
 
 
-def _prepare(
-    kind: str, narrow: bool, options: dict[str, AnyValue], folder: Path
-) -> tuple[dict[str, AnyValue], Callable[[], AnyValue]]:
-    """What serve() is given, and what connects to it."""
-    if kind in ("memory", "lockstep"):
-        memory = MemoryListener() if kind == "memory" else LockstepListener()
-        return {"listeners": [memory]}, memory.connect
+class ConnectingServer(TrioServer):
+    """A server whose clients are made otherwise."""
+
+    connect_client: Callable[[], Awaitable[trio.abc.Stream]]
+
+    async def _open(self, *, reads_little: bool = False) -> tuple[trio.abc.Stream, None]:
+        return await self.connect_client(), None
+
+
+@dataclass
+class Prepared:
+    """A bound socket, and what connects to it."""
+
+    listener: socket.socket
+    client: Callable[[], AnyValue]
+
+
+def _prepare(kind: str, narrow: bool, options: dict[str, AnyValue], folder: Path) -> Prepared:
     listener = socket.socket()
     if narrow:
         _make_narrow(listener)  # inherited by what it accepts
@@ -179,7 +198,7 @@ def _prepare(
         context = ssl.create_default_context()
         authority.configure_trust(context)
         connect = partial(_connect_tls, connect, context)
-    return {"sockets": [listener]}, connect
+    return Prepared(listener, connect)
 
 
 def _make_narrow(sock: socket.socket | trio.socket.SocketType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 
 import trio
 import trio.testing
@@ -11,20 +12,19 @@ import trio.testing
 from ..exchange import Address
 from ..types import AnyValue, ASGIApp
 from .location import Location
-from .preparation import prepare
+from .preparation import Preparation, prepare
 from .trio_server import TrioServer
 from .verdict import raise_errors, tell_errors
-
-_BACKLOG = 100
+from .witness import Witness
 
 
 class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
     """A listener whose clients are made with connect."""
 
     def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[trio.abc.Stream](_BACKLOG)
+        self._send, self._receive = trio.open_memory_channel[trio.abc.Stream](inf)
 
-    async def connect(self, *, reads_little: bool = False) -> trio.abc.Stream:
+    def connect(self, *, reads_little: bool = False) -> trio.abc.Stream:
         """Open a connection. ``reads_little``: what the server sends must be read before it can send on.
 
         Raises OSError when the listener is closed.
@@ -37,7 +37,7 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
         else:
             client, server = trio.testing.memory_stream_pair()  # type: ignore[assignment]  # its kinds of stream
         try:
-            await self._send.send(server)
+            self._send.send_nowait(server)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise ConnectionRefusedError("the server has been stopped") from None
         return client
@@ -63,14 +63,17 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
 class MemoryServer(TrioServer):
     """As TrioServer, but reached only by its own clients: ``connect``, ``websocket``, ``client_gone`` and so on."""
 
-    listener: MemoryListener
+    def __init__(self, preparation: Preparation, witness: Witness) -> None:
+        super().__init__(preparation, witness)
+        self.listener = MemoryListener()
 
     @property
     def location(self) -> Location:
         return Location.of(None, uses_tls=False)
 
     async def _open(self, *, reads_little: bool = False) -> tuple[trio.abc.Stream, Address | None]:
-        return await self.listener.connect(reads_little=reads_little), None
+        await trio.lowlevel.checkpoint()
+        return self.listener.connect(reads_little=reads_little), None
 
 
 @asynccontextmanager
@@ -84,8 +87,7 @@ async def memory_server(
     __tracebackhide__ = True
     preparation = prepare(app, tls=False, options=options)
     with preparation.resources:
-        server = MemoryServer(preparation)
-        server.listener = MemoryListener()
+        server = MemoryServer(preparation, Witness())
         with tell_errors(server.witness):
             async with server.run(listeners=[server.listener]):
                 yield server

@@ -44,7 +44,7 @@ class ThreadServer:
     def __init__(self, preparation: Preparation, bound: list[Listener]) -> None:
         self._preparation = preparation
         self._bound = bound
-        self._inner = TrioServer(preparation)
+        self._inner = TrioServer(preparation, Witness())
         self._thread = threading.Thread(target=self._main, name="trioserve.testing", daemon=True)
         self._settled = threading.Event()  # started, or failed to
         self._ended = threading.Event()

@@ -45,8 +45,8 @@ class TrioServer:
     you look at ``requests`` or ``errors``.
     """
 
-    def __init__(self, preparation: Preparation) -> None:
-        self.witness = Witness()
+    def __init__(self, preparation: Preparation, witness: Witness) -> None:
+        self.witness = witness
         self.grace: float | None = None
         """Seconds that running requests get at the end of ``run``; None: what the options say."""
         self._preparation = preparation
@@ -147,6 +147,10 @@ class TrioServer:
         await self._stop(grace)
         self._raise_failure()
 
+    def cancel(self) -> None:
+        """Cancel the server, as a program does that cancels the task of ``serve()``: handlers are cancelled at once."""
+        self._scope.cancel()
+
     async def drop_connections(self) -> None:
         """Lose every open connection at once, as a network that fails does. New ones are accepted."""
         await self.server.drop_connections()
@@ -230,12 +234,13 @@ class TrioServer:
         """Send a request, and wait until its handler is about to run; the connection is lost at the end."""
         request = build_request(self.location.authority, path, method=method, headers=headers, body=body)
         stream, name = await self._open(reads_little=True)
-        began, key = self.witness.began, (path.encode(), name)
         try:
-            before = began[key]
-            await stream.send_all(request)
-            with trio.move_on_after(HANDSHAKE_PATIENCE) as scope:
-                await self.witness.wait_until(lambda: began[key] > before)
+            with (
+                self.witness.expect(path.encode(), name) as began,
+                trio.move_on_after(HANDSHAKE_PATIENCE) as scope,
+            ):
+                await stream.send_all(request)
+                await began.wait()
             if scope.cancelled_caught:
                 raise TimeoutError(f"the server has not begun {method} {path} within {HANDSHAKE_PATIENCE:g} s")
             yield SlowClient(stream)
@@ -282,14 +287,15 @@ class TrioServer:
                     with self._body:
                         yield
             except BaseException:
-                self._scope.cancel()  # nobody needs what still runs
+                self.cancel()  # nobody needs what still runs
                 raise
             finally:
                 # Shielded, as it has deadlines of its own, and a handler that does not end must be told of.
                 with trio.CancelScope(shield=True):
+                    await self._stop(self.grace)
+                    # Not before: they may be reading what a drain lets them have.
                     for stream in self._streams:
                         await trio.aclose_forcefully(stream)
-                    await self._stop(self.grace)
         self._raise_failure()
 
     async def _serve(self, bound: Sequence[Listener], listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]) -> None:
@@ -311,7 +317,7 @@ class TrioServer:
         if self._ended.is_set():
             return
         seconds = self.seconds_to_end(grace)
-        if self._server is not None:
+        if self._server is not None and not self._scope.cancel_called:
             self._server.shutdown(grace)
         with trio.move_on_after(seconds):
             await self._ended.wait()
@@ -329,7 +335,7 @@ class TrioServer:
 
     async def _force_end(self) -> None:
         assert self._task is not None
-        self._scope.cancel()
+        self.cancel()
         for _ in range(10):  # clean-up that begins now may put up a new shield
             break_shields(self._task, self._scope)
             with trio.move_on_after(0.1):
@@ -376,7 +382,7 @@ async def open_server(
     __tracebackhide__ = True
     preparation = prepare(app, tls=tls, options=options)
     with preparation.resources:
-        server = TrioServer(preparation)
+        server = TrioServer(preparation, Witness())
         with tell_errors(server.witness):
             async with server.run(bound=await bind_all(preparation.config)):
                 yield server

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -56,11 +56,10 @@ class Witness(Observer):
         self.requests: list[FinishedRequest] = []
         self.websockets: list[WebSocketRecord] = []
         self.errors: list[BaseException] = []
-        self.began: Counter[tuple[bytes, Address | None]] = Counter()
-        """How many requests have begun, by target and client."""
         self._active: dict[int, Request] = {}
         self._changed = trio.Event()
         self.has_ended = False
+        self._expected: list[tuple[bytes, Address | None, trio.Event]] = []
         self._taken: list[BaseException] = []
 
     @property
@@ -72,6 +71,20 @@ class Witness(Observer):
         """Wait until this holds; looked at again whenever a request begins or ends."""
         while not condition():
             await self._changed.wait()
+
+    @contextmanager
+    def expect(self, target: bytes, client: Address | None) -> Iterator[trio.Event]:
+        """An event that is set when a request for this target begins; ``client`` is what the server calls its client.
+
+        With the same target and client, as on memory streams, each event stands for one request.
+        """
+        expected = (target, client, trio.Event())
+        self._expected.append(expected)
+        try:
+            yield expected[2]
+        finally:
+            if expected in self._expected:
+                self._expected.remove(expected)
 
     def take_errors(self) -> list[BaseException]:
         """The errors that are still in ``errors`` and were not taken before; they stay there."""
@@ -88,7 +101,11 @@ class Witness(Observer):
 
     def exchange_began(self, request: Request) -> None:
         self._active[id(request)] = request
-        self.began[request.target, request.endpoint.client] += 1
+        for expected in self._expected:
+            if expected[:2] == (request.target, request.endpoint.client):
+                expected[2].set()
+                self._expected.remove(expected)
+                break
         self._ring()
 
     def exchange_left(self, request: Request) -> None:
