@@ -49,7 +49,7 @@ HOMES = {
     "ssl": "net.tls",
     "subprocess": "process.child",
     "pytest": "pytest_plugin",
-    "trio_websocket": "testing.trio_server",
+    "trio_websocket": "testing.trio_clients",
     "trustme": "testing.authority",
     "watchfiles": "process.watcher",
     "wsproto": "asgi.frames",

@@ -9,9 +9,6 @@ import trio
 
 from ..types import Headers
 
-RECEIVE_BUFFER = 4096
-"""Bytes that the kernel keeps for a client that does not read; it doubles them."""
-
 
 def build_request(host: str, path: str, *, method: str, headers: Headers, body: bytes) -> bytes:
     """One request in HTTP/1.1, after whose response the server closes; raises ValueError for a bad path."""

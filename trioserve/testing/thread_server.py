@@ -55,6 +55,7 @@ class ThreadServer:
         self._portal: Portal | None = None
         self._stop_asked: trio.Event | None = None
         self._sockets: list[socket.socket] = []
+        self._is_abandoned = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -294,6 +295,8 @@ class ThreadServer:
     def _stop(self, grace: float | None) -> None:
         if self._portal is not None and self._portal.is_inside:
             raise RuntimeError("a server cannot wait for its own end")
+        if self._is_abandoned:
+            return
         self._inner.grace = grace
         if self._stop_asked is not None:
             self._tell(self._stop_asked.set)
@@ -313,6 +316,7 @@ class ThreadServer:
 
     def _abandon(self, error: BaseException) -> None:
         """Do not wait any longer, or only a moment if it is not the server's fault: at Ctrl-C."""
+        self._is_abandoned = True
         self._tell(self._scope.cancel)
         if not isinstance(error, ServerStuckError):
             self._ended.wait(_MARGIN)

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
-from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from ..exchange import Address
+from ..inspector import format_task_tree
 from ..logs import WebSocketRecord
 from ..net.binding import bind_all
 from ..net.listeners import Listener
 from ..net.tls import build_client_context
 from ..server import Server, serve_observed
-from ..types import AnyValue, ASGIApp, Headers, State
-from .clients import RECEIVE_BUFFER, SlowClient, build_request, read_at_least
+from ..types import AnyValue, ASGIApp, State
 from .flat_nursery import open_flat_nursery
-from .location import Location
+from .location import Location, connect_to
 from .preparation import Preparation, prepare
 from .stuck import ServerStuckError, break_shields
+from .trio_clients import HANDSHAKE_PATIENCE, TrioClients
 from .verdict import raise_errors, strip, tell_errors
 from .witness import FinishedRequest, Witness
 
 if TYPE_CHECKING:
     from .authority import Authority
 
-HANDSHAKE_PATIENCE = 10.0
-"""Seconds that a client of ours waits for a handshake, or for its request to begin."""
-
-CLOSE_PATIENCE = 5.0
-"""Seconds that a WebSocket of ours waits for the other close frame."""
-
 _TEARDOWN_MARGIN = 1.0
 """Seconds beyond all of the server's own deadlines after which it is stuck."""
 
+_LATE = 0.9
+"""The part of ``timeout_startup`` after which a start-up is looked at."""
 
-class TrioServer:
+
+class TrioServer(TrioClients):
     """A running server, and clients for it. Made by open_server; all that waits must be called in its Trio loop.
 
     In one loop a client can have its answer before the server's task has run on: ``await server.wait_idle()`` before
@@ -46,7 +42,7 @@ class TrioServer:
     """
 
     def __init__(self, preparation: Preparation, witness: Witness) -> None:
-        self.witness = witness
+        super().__init__(witness)
         self.grace: float | None = None
         """Seconds that running requests get at the end of ``run``; None: what the options say."""
         self._preparation = preparation
@@ -57,7 +53,6 @@ class TrioServer:
         self._settled = trio.Event()  # started, or failed to
         self._ended = trio.Event()
         self._failure: Exception | None = None
-        self._streams: list[trio.abc.Stream] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -155,101 +150,10 @@ class TrioServer:
         """Lose every open connection at once, as a network that fails does. New ones are accepted."""
         await self.server.drop_connections()
 
-    # Clients
-
-    async def connect(self) -> trio.abc.Stream:
-        """Open a connection, with its TLS handshake done if it has TLS; closed with the server if not before."""
-        stream, _ = await self._open()
-        self._streams.append(stream)
-        return stream
-
-    @asynccontextmanager
-    async def websocket(
-        self, path: str = "/", *, subprotocols: Iterable[str] = (), headers: Headers = (), **options: AnyValue
-    ) -> AsyncIterator[WebSocketConnection]:
-        """Open a WebSocket for as long as the block; ``options`` are those of trio_websocket.open_websocket.
-
-        Raises trio_websocket.ConnectionRejected if the application refuses it.
-        """
-        stream, _ = await self._open()
-        try:
-            async with open_flat_nursery() as nursery:
-                with trio.fail_after(HANDSHAKE_PATIENCE):
-                    connection = await wrap_client_stream(
-                        nursery,
-                        stream,  # type: ignore[arg-type]  # it takes any stream
-                        self.location.authority,
-                        path,
-                        subprotocols=list(subprotocols),
-                        extra_headers=list(headers),
-                        **options,
-                    )
-                yield connection
-                with trio.move_on_after(CLOSE_PATIENCE):
-                    await connection.aclose()
-        finally:
-            await trio.aclose_forcefully(stream)
-
-    async def client_gone(
-        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b"", after: int = 0
-    ) -> None:
-        """Send a request, and leave without waiting for the response once its handler is running.
-
-        ``after``: first read so many bytes of the response.
-        """
-        async with self._request(path, method, headers, body) as client:
-            await read_at_least(client.stream, after)
-
-    @asynccontextmanager
-    async def stall(
-        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b""
-    ) -> AsyncIterator[SlowClient]:
-        """A client that sends a request and reads nothing of the response, for as long as the block.
-
-        The kernel still takes some megabytes of the response on a socket; memory streams take nothing.
-        """
-        async with self._request(path, method, headers, body) as client:
-            yield client
-
-    @asynccontextmanager
-    async def slow(
-        self,
-        path: str,
-        bytes_per_second: float,
-        *,
-        method: str = "GET",
-        headers: Headers = (),
-        body: bytes = b"",
-    ) -> AsyncIterator[SlowClient]:
-        """A client that reads its response at this pace, head included, for as long as the block.
-
-        ``await client.wait()`` waits for the end of the response.
-        """
-        async with self._request(path, method, headers, body) as client, open_flat_nursery() as nursery:
-            nursery.start_soon(client.read, bytes_per_second)
-            yield client
-
-    @asynccontextmanager
-    async def _request(self, path: str, method: str, headers: Headers, body: bytes) -> AsyncIterator[SlowClient]:
-        """Send a request, and wait until its handler is about to run; the connection is lost at the end."""
-        request = build_request(self.location.authority, path, method=method, headers=headers, body=body)
-        stream, name = await self._open(reads_little=True)
-        try:
-            with (
-                self.witness.expect(path.encode(), name) as began,
-                trio.move_on_after(HANDSHAKE_PATIENCE) as scope,
-            ):
-                await stream.send_all(request)
-                await began.wait()
-            if scope.cancelled_caught:
-                raise TimeoutError(f"the server has not begun {method} {path} within {HANDSHAKE_PATIENCE:g} s")
-            yield SlowClient(stream)
-        finally:
-            await trio.aclose_forcefully(stream)
+    # Its life
 
     async def _open(self, *, reads_little: bool = False) -> tuple[trio.abc.Stream, Address | None]:
-        """Connect; returns the stream and what the server calls this client."""
-        stream = await _connect(self.location, reads_little=reads_little)
+        stream = await connect_to(self.location, reads_little=reads_little)
         name = stream.socket.getsockname()
         client = (name[0], name[1]) if isinstance(name, tuple) else None
         if not self.location.uses_tls:
@@ -263,8 +167,6 @@ class TrioServer:
             await trio.aclose_forcefully(stream)
             raise
         return secured, client
-
-    # Its life
 
     def started(self, value: Server | None = None) -> None:
         """Take note of the start; this is trio.TaskStatus's method, which may do without a value where none is due."""
@@ -282,7 +184,7 @@ class TrioServer:
         async with open_flat_nursery() as nursery:
             nursery.start_soon(self._serve, bound, listeners, name="trioserve.testing")
             try:
-                await self._settled.wait()
+                await self._wait_settled()
                 if self._failure is None:
                     with self._body:
                         yield
@@ -294,9 +196,20 @@ class TrioServer:
                 with trio.CancelScope(shield=True):
                     await self._stop(self.grace)
                     # Not before: they may be reading what a drain lets them have.
-                    for stream in self._streams:
-                        await trio.aclose_forcefully(stream)
+                    await self._close_clients()
         self._raise_failure()
+
+    async def _wait_settled(self) -> None:
+        """Wait until the server has started, or failed to; take down where a start-up hangs that is about to fail."""
+        with trio.move_on_after(_LATE * self._preparation.config.timeout_startup) as scope:
+            await self._settled.wait()
+        if scope.cancelled_caught:
+            root = trio.lowlevel.current_root_task()
+            assert root is not None  # in a task there is one
+            tree = format_task_tree(root)
+            await self._settled.wait()
+            if self._failure is not None:
+                self._failure.add_note(f"A moment before that:\n{tree}")
 
     async def _serve(self, bound: Sequence[Listener], listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]) -> None:
         self._task = trio.lowlevel.current_task()
@@ -316,22 +229,30 @@ class TrioServer:
     async def _stop(self, grace: float | None) -> None:
         if self._ended.is_set():
             return
-        seconds = self.seconds_to_end(grace)
+        begun = trio.current_time()
         if self._server is not None and not self._scope.cancel_called:
             self._server.shutdown(grace)
-        with trio.move_on_after(seconds):
-            await self._ended.wait()
+        with trio.move_on_after(self._seconds_to_stop(grace)):
+            await self.witness.wait_until(lambda: self.witness.handlers_have_ended)
+        if self.witness.handlers_have_ended:
+            with trio.move_on_after(self._preparation.config.timeout_shutdown + _TEARDOWN_MARGIN):
+                await self._ended.wait()
         if not self._ended.is_set():
-            what = f"the server has not ended {seconds:g} s after it was told to stop"
+            seconds = trio.current_time() - begun
+            what = f"the server has not ended {seconds:.1f} s after it was told to stop"
             stuck = ServerStuckError.of(what, trio.lowlevel.current_root_task(), with_threads=False)
             await self._force_end()
             self._failure = stuck
 
-    def seconds_to_end(self, grace: float | None) -> float:
-        """How long a stop may take before the server counts as stuck."""
+    def _seconds_to_stop(self, grace: float | None) -> float:
+        """Until all handlers must have ended."""
         config = self._preparation.config
         seconds = config.timeout_graceful_shutdown if grace is None else grace
-        return seconds + config.timeout_hard_shutdown + config.timeout_shutdown + _TEARDOWN_MARGIN
+        return seconds + config.timeout_hard_shutdown + _TEARDOWN_MARGIN
+
+    def seconds_to_end(self, grace: float | None) -> float:
+        """After which a stop is over, or has failed."""
+        return self._seconds_to_stop(grace) + self._preparation.config.timeout_shutdown + 2 * _TEARDOWN_MARGIN
 
     async def _force_end(self) -> None:
         assert self._task is not None
@@ -349,21 +270,6 @@ class TrioServer:
                 raise strip(failure)
         finally:
             failure = None
-
-
-async def _connect(location: Location, *, reads_little: bool) -> trio.SocketStream:
-    if location.unix_path is not None:
-        return await trio.open_unix_socket(location.unix_path)
-    family = socket.AF_INET6 if ":" in location.host else socket.AF_INET
-    made = trio.socket.socket(family)
-    try:
-        if reads_little:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)  # before connect: the window's scale
-        await made.connect((location.host, location.port))
-    except BaseException:
-        made.close()
-        raise
-    return trio.SocketStream(made)
 
 
 @asynccontextmanager

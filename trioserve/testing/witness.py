@@ -58,7 +58,7 @@ class Witness(Observer):
         self.errors: list[BaseException] = []
         self._active: dict[int, Request] = {}
         self._changed = trio.Event()
-        self.has_ended = False
+        self.has_ended = self.handlers_have_ended = False
         self._expected: list[tuple[bytes, Address | None, trio.Event]] = []
         self._taken: list[BaseException] = []
 
@@ -68,7 +68,7 @@ class Witness(Observer):
         return list(self._active.values())
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until this holds; looked at again whenever a request begins or ends."""
+        """Wait until this holds; looked at again when a request begins or ends, or the server enters another phase."""
         while not condition():
             await self._changed.wait()
 
@@ -98,6 +98,8 @@ class Witness(Observer):
 
     def phase_changed(self, phase: Phase) -> None:
         self.has_ended = phase is Phase.STOPPED
+        self.handlers_have_ended = phase in (Phase.STOPPING, Phase.STOPPED)
+        self._ring()
 
     def exchange_began(self, request: Request) -> None:
         self._active[id(request)] = request

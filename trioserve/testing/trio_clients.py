@@ -1,0 +1,133 @@
+"""Clients for a server in the caller's own Trio loop: well-behaved and not."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import trio
+from trio_websocket import WebSocketConnection, wrap_client_stream
+
+from ..exchange import Address
+from ..types import AnyValue, Headers
+from .clients import SlowClient, build_request, read_at_least
+from .flat_nursery import open_flat_nursery
+from .location import Location
+from .witness import Witness
+
+HANDSHAKE_PATIENCE = 10.0
+"""Seconds that a client of ours waits for a handshake, or for its request to begin."""
+
+CLOSE_PATIENCE = 5.0
+"""Seconds that a WebSocket of ours waits for the other close frame."""
+
+
+class TrioClients(ABC):
+    """Makes clients of a server; ``witness`` is told of its requests."""
+
+    def __init__(self, witness: Witness) -> None:
+        self.witness = witness
+        self._streams: list[trio.abc.Stream] = []
+
+    @property
+    @abstractmethod
+    def location(self) -> Location: ...
+
+    @abstractmethod
+    async def _open(self, *, reads_little: bool = False) -> tuple[trio.abc.Stream, Address | None]:
+        """Connect; returns the stream and what the server calls this client."""
+
+    async def connect(self) -> trio.abc.Stream:
+        """Open a connection, with its TLS handshake done if it has TLS; closed with the server if not before."""
+        stream, _ = await self._open()
+        self._streams.append(stream)
+        return stream
+
+    @asynccontextmanager
+    async def websocket(
+        self, path: str = "/", *, subprotocols: Iterable[str] = (), headers: Headers = (), **options: AnyValue
+    ) -> AsyncIterator[WebSocketConnection]:
+        """Open a WebSocket for as long as the block; ``options`` are those of trio_websocket.open_websocket.
+
+        Raises trio_websocket.ConnectionRejected if the application refuses it.
+        """
+        stream, _ = await self._open()
+        try:
+            async with open_flat_nursery() as nursery:
+                with trio.fail_after(HANDSHAKE_PATIENCE):
+                    connection = await wrap_client_stream(
+                        nursery,
+                        stream,  # type: ignore[arg-type]  # it takes any stream
+                        self.location.authority,
+                        path,
+                        subprotocols=list(subprotocols),
+                        extra_headers=list(headers),
+                        **options,
+                    )
+                yield connection
+                with trio.move_on_after(CLOSE_PATIENCE):
+                    await connection.aclose()
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def client_gone(
+        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b"", after: int = 0
+    ) -> None:
+        """Send a request, and leave without waiting for the response once its handler is running.
+
+        ``after``: first read so many bytes of the response.
+        """
+        async with self._request(path, method, headers, body) as client:
+            await read_at_least(client.stream, after)
+
+    @asynccontextmanager
+    async def stall(
+        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b""
+    ) -> AsyncIterator[SlowClient]:
+        """A client that sends a request and reads nothing of the response, for as long as the block.
+
+        The kernel still takes some megabytes of the response on a socket; memory streams take nothing.
+        """
+        async with self._request(path, method, headers, body) as client:
+            yield client
+
+    @asynccontextmanager
+    async def slow(
+        self,
+        path: str,
+        bytes_per_second: float,
+        *,
+        method: str = "GET",
+        headers: Headers = (),
+        body: bytes = b"",
+    ) -> AsyncIterator[SlowClient]:
+        """A client that reads its response at this pace, head included, for as long as the block.
+
+        ``await client.wait()`` waits for the end of the response.
+        """
+        async with self._request(path, method, headers, body) as client, open_flat_nursery() as nursery:
+            nursery.start_soon(client.read, bytes_per_second)
+            yield client
+
+    @asynccontextmanager
+    async def _request(self, path: str, method: str, headers: Headers, body: bytes) -> AsyncIterator[SlowClient]:
+        """Send a request, and wait until its handler is about to run; the connection is lost at the end."""
+        request = build_request(self.location.authority, path, method=method, headers=headers, body=body)
+        stream, name = await self._open(reads_little=True)
+        try:
+            with (
+                self.witness.expect(path.encode(), name) as began,
+                trio.move_on_after(HANDSHAKE_PATIENCE) as scope,
+            ):
+                await stream.send_all(request)
+                await began.wait()
+            if scope.cancelled_caught:
+                raise TimeoutError(f"the server has not begun {method} {path} within {HANDSHAKE_PATIENCE:g} s")
+            yield SlowClient(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _close_clients(self) -> None:
+        for stream in self._streams:
+            await trio.aclose_forcefully(stream)
