@@ -58,6 +58,7 @@ HOMES = {
 
 SECOND_HOMES = {
     ("wsproto", "asgi.deflate"),  # one of its extensions, with a bound that its own lacks
+    ("h11", "testing.http_client"),  # the other side of it
     ("trio_websocket", "testing.blocking"),  # for the types
 }
 

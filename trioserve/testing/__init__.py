@@ -5,6 +5,7 @@ The pytest fixtures are made of the same; ServeApp, OpenTrioServer and OpenMemor
 
 from __future__ import annotations
 
+from .http_client import Answer
 from .memory_server import MemoryServer, memory_server
 from .stuck import ServerStuckError
 from .thread_server import ThreadServer, running
@@ -13,6 +14,7 @@ from .watch import OpenMemoryServer, OpenTrioServer, ServeApp
 from .witness import FinishedRequest
 
 __all__ = [
+    "Answer",
     "FinishedRequest",
     "MemoryServer",
     "OpenMemoryServer",

@@ -9,6 +9,7 @@ from math import inf
 import trio
 import trio.testing
 
+from ..errors import ConfigError
 from ..exchange import Address
 from ..types import AnyValue, ASGIApp
 from .location import Location
@@ -85,6 +86,8 @@ async def memory_server(
     Nothing is bound, so there is no TLS, and ``url`` is only what clients put into Host.
     """
     __tracebackhide__ = True
+    if "tls" in options:
+        raise ConfigError("memory streams have no TLS: tls is for servers on sockets")
     preparation = prepare(app, tls=False, options=options)
     with preparation.resources:
         server = MemoryServer(preparation, Witness())

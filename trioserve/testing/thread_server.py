@@ -111,25 +111,25 @@ class ThreadServer:
 
         Once a client has its whole answer, its request is here.
         """
-        self._settle()
+        self.settle()
         return self.witness.requests
 
     @property
     def websockets(self) -> list[WebSocketRecord]:
         """WebSockets that have closed, in that order; may be emptied."""
-        self._settle()
+        self.settle()
         return self.witness.websockets
 
     @property
     def errors(self) -> list[BaseException]:
         """What the application raised. Take out what was to be expected: what is left fails the test."""
-        self._settle()
+        self.settle()
         return self.witness.errors
 
     @property
     def active(self) -> int:
         """Requests, WebSockets too, whose handler is still running."""
-        self._settle()
+        self.settle()
         return self._inner.active
 
     def wait_idle(self, timeout: float = 5) -> None:
@@ -137,12 +137,15 @@ class ThreadServer:
         if not self._ended.is_set():
             self._loop.call(partial(self._inner.wait_idle, timeout), patience=timeout + PATIENCE)
 
-    def _settle(self) -> None:
-        """Let the server do what it can do at once: an answer reaches its client a moment before it is on record."""
+    def settle(self) -> None:
+        """Let the server do what it can do at once: an answer reaches its client a moment before it is on record.
+
+        Waits no longer than a second or two for one that is busy, or blocked.
+        """
         if self._ended.is_set() or self._loop.is_inside:
             return
         with contextlib.suppress(ServerStuckError, RuntimeError):
-            self._loop.call(_wait_quiet, patience=2 * _QUIET)
+            self._loop.call(_wait_quiet, patience=_QUIET + 0.5)
 
     # What can be done to it
 

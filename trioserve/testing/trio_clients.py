@@ -13,6 +13,7 @@ from ..exchange import Address
 from ..types import AnyValue, Headers
 from .clients import SlowClient, build_request, read_at_least
 from .flat_nursery import open_flat_nursery
+from .http_client import Answer, receive_answer
 from .location import Location
 from .witness import Witness
 
@@ -43,6 +44,22 @@ class TrioClients(ABC):
         stream, _ = await self._open()
         self._streams.append(stream)
         return stream
+
+    async def request(
+        self, path: str = "/", *, method: str = "GET", headers: Headers = (), body: bytes = b""
+    ) -> Answer:
+        """Send a request on a connection of its own, and return the whole answer.
+
+        Raises trio.BrokenResourceError if the server cuts it. For more than that use an HTTP library on ``url``.
+        """
+        stream, _ = await self._open()
+        try:
+            await stream.send_all(
+                build_request(self.location.authority, path, method=method, headers=headers, body=body)
+            )
+            return await receive_answer(stream, method)
+        finally:
+            await trio.aclose_forcefully(stream)
 
     @asynccontextmanager
     async def websocket(

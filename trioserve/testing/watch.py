@@ -48,9 +48,14 @@ class Watch:
 
     def __init__(self) -> None:
         self._witnesses: list[Witness] = []
+        self._threads: list[ThreadServer] = []
         self._failures: list[BaseException] = []
 
     def take_errors(self) -> list[BaseException]:
+        for server in self._threads:
+            # A framework may answer 500 first, and then raise: the error belongs to the test that got the answer.
+            server.settle()
+        self._threads = [server for server in self._threads if not server.witness.has_ended]
         found = [error for witness in self._witnesses for error in witness.take_errors()]
         found += self._failures
         self._failures.clear()
@@ -79,6 +84,7 @@ class Watch:
             servers.append(server)
             if not allow_errors:
                 self._witnesses.append(server.witness)
+                self._threads.append(server)
             return server
 
         yield serve
