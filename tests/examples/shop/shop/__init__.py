@@ -1,0 +1,1 @@
+"""A shop whose customers see the shelves as they are."""
