@@ -18,7 +18,7 @@ from .logs import log_application_error, server_log
 from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
 from .net.reactor import Reactor
 from .net.socket_transport import SocketTransport
-from .net.stream_transport import StreamTransport
+from .net.stream_transport import StreamTransport, make_close_reset
 from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
 from .transport import Transport
 from .wire.codec_h11 import H11Codec, HeadCache
@@ -44,6 +44,7 @@ class Connections:
         self._heads = HeadCache()
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         self._transports: set[Transport] = set()
+        self._handshaking: set[trio.abc.Stream] = set()
 
     async def run(self) -> None:
         """Keep the deadlines of the connections, and watch their sockets, until cancelled."""
@@ -58,7 +59,10 @@ class Connections:
                     reactor.close()
 
     async def drop(self) -> None:
-        """Lose every connection that has begun to speak HTTP, in a way its client cannot mistake for an end."""
+        """Lose every connection, in a way its client cannot mistake for an end."""
+        for stream in list(self._handshaking):
+            make_close_reset(stream)
+            await trio.aclose_forcefully(stream)
         for transport in list(self._transports):
             await transport.lose()
 
@@ -112,11 +116,13 @@ class Connections:
         self, stream: trio.abc.Stream, tls: TLS, endpoint: Endpoint, listener: str
     ) -> trio.SSLStream[trio.abc.Stream] | None:
         """Do the handshake; None if it failed, which has been logged, answered as far as possible, and closed."""
+        self._handshaking.add(stream)
         try:
             with self._handshake_deadline():
                 secured = await handshake(stream, tls.context)
-        except (HandshakeError, trio.TooSlowError) as error:
-            reason = str(error) if isinstance(error, HandshakeError) else "timed out"
+        except (HandshakeError, trio.TooSlowError, trio.ClosedResourceError) as error:
+            reasons = {trio.TooSlowError: "timed out", trio.ClosedResourceError: "the connection was dropped"}
+            reason = reasons.get(type(error)) or str(error)
             self._server.counters.count_handshake_failure(listener, reason)
             client = "a client" if endpoint.client is None else endpoint.client_name
             server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
@@ -125,6 +131,8 @@ class Connections:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
+        finally:
+            self._handshaking.remove(stream)
         endpoint.scheme = "https"
         endpoint.tls = functools.cache(partial(describe_tls, secured, tls.context, tls.certificate))
         return secured

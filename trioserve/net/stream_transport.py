@@ -314,14 +314,14 @@ class StreamTransport:
         bare = self._stream
         while isinstance(bare, trio.SSLStream):
             bare = bare.transport_stream
-        _make_close_reset(bare)
+        make_close_reset(bare)
         await trio.aclose_forcefully(bare)
 
     async def aclose(self, *, reset: bool = False) -> None:
         self._write_timer.close()
         self.is_broken = True
         if reset:
-            _make_close_reset(self._stream)
+            make_close_reset(self._stream)
         self._watch_scope.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_PATIENCE):
             if self._watch_ended is not None:
@@ -340,7 +340,7 @@ def _read_at(file: int, offset: int, count: int) -> bytes:
     return os.read(file, count)
 
 
-def _make_close_reset(stream: trio.abc.Stream) -> None:
+def make_close_reset(stream: trio.abc.Stream) -> None:
     """Let closing send RST. On a stream that is no socket the end of the bytes must speak for itself."""
     if isinstance(stream, trio.SocketStream) and stream.socket.family != getattr(socket, "AF_UNIX", None):
         with contextlib.suppress(OSError):

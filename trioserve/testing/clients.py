@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
 import trio
 
+from ..net.stream_transport import make_close_reset
 from ..types import Headers
 
 
@@ -45,6 +47,30 @@ class SlowClient:
         """Wait until the response has ended, or the connection was lost; returns all that was read."""
         await self.ended.wait()
         return bytes(self.received)
+
+
+class Upload:
+    """Sends a request, or as much of it as the other side takes before one of them leaves."""
+
+    def __init__(self, stream: trio.abc.Stream, data: bytes) -> None:
+        self._stream = stream
+        self._data = data
+        self._is_sent = False
+
+    async def run(self) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._stream.send_all(self._data)
+            self._is_sent = True
+
+    async def leave(self) -> None:
+        """Close the connection."""
+        if not self._is_sent:
+            # The end would wait in the kernel behind what the other side does not take.
+            bare = self._stream
+            while isinstance(bare, trio.SSLStream):
+                bare = bare.transport_stream
+            make_close_reset(bare)
+        await trio.aclose_forcefully(self._stream)
 
 
 async def read_at_least(stream: trio.abc.ReceiveStream, count: int) -> None:

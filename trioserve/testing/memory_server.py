@@ -11,12 +11,14 @@ import trio.testing
 
 from ..errors import ConfigError
 from ..exchange import Address
-from ..types import AnyValue, ASGIApp
+from ..types import AnyValue, ASGIApp, PlainValues
 from .location import Location
 from .preparation import Preparation, prepare
 from .trio_server import TrioServer
 from .verdict import raise_errors, tell_errors
 from .witness import Witness
+
+_NO_ADDRESS: PlainValues = {"bind": (), "insecure_bind": (), "uds": None, "fd": None}
 
 
 class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
@@ -51,12 +53,13 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
 
     async def aclose(self) -> None:
         self._send.close()
-        while True:
-            try:
-                waiting = self._receive.receive_nowait()
-            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                break
-            await trio.aclose_forcefully(waiting)
+        with trio.CancelScope(shield=True):  # or the clients of all but the first would wait for ever
+            while True:
+                try:
+                    waiting = self._receive.receive_nowait()
+                except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                    break
+                await trio.aclose_forcefully(waiting)
         self._receive.close()
         await trio.lowlevel.checkpoint()
 
@@ -83,12 +86,12 @@ async def memory_server(
 ) -> AsyncIterator[MemoryServer]:
     """As open_server, over memory streams: with ``autojump_clock`` any time-out passes at once.
 
-    Nothing is bound, so there is no TLS, and ``url`` is only what clients put into Host.
+    Nothing is bound, whatever the options say, so there is no TLS, and ``url`` is only what clients put into Host.
     """
     __tracebackhide__ = True
-    if "tls" in options:
-        raise ConfigError("memory streams have no TLS: tls is for servers on sockets")
-    preparation = prepare(app, tls=False, options=options)
+    if "tls" in options or any(name.startswith("ssl_") for name in options):
+        raise ConfigError("memory streams have no TLS: tls and ssl_* are for sockets")
+    preparation = prepare(app, tls=False, options={**options, **_NO_ADDRESS})
     with preparation.resources:
         server = MemoryServer(preparation, Witness())
         with tell_errors(server.witness):

@@ -25,7 +25,7 @@ from .portal import PATIENCE, Portal
 from .preparation import Preparation, prepare
 from .stuck import ServerStuckError
 from .trio_server import TrioServer
-from .verdict import raise_errors, strip, tell_errors
+from .verdict import add_note, raise_errors, strip, tell_errors
 from .witness import FinishedRequest, Witness
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ def running(
             try:
                 server._stop(0)
             except ServerStuckError as stuck:
-                error.add_note(str(stuck))
+                add_note(error, str(stuck))
             raise
         server.shutdown()
     if not allow_errors:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from ..exchange import Address
 from ..types import AnyValue, Headers
-from .clients import SlowClient, build_request, read_at_least
+from .clients import SlowClient, Upload, build_request, read_at_least
 from .flat_nursery import open_flat_nursery
 from .http_client import Answer, receive_answer
 from .location import Location
@@ -65,14 +65,15 @@ class TrioClients(ABC):
     async def websocket(
         self, path: str = "/", *, subprotocols: Iterable[str] = (), headers: Headers = (), **options: AnyValue
     ) -> AsyncIterator[WebSocketConnection]:
-        """Open a WebSocket for as long as the block; ``options`` are those of trio_websocket.open_websocket.
+        """Open a WebSocket for as long as the block; ``options`` are those of
+        trio_websocket.wrap_client_stream: ``max_message_size``, ``message_queue_size``, ``receive_buffer_size``.
 
         Raises trio_websocket.ConnectionRejected if the application refuses it.
         """
         stream, _ = await self._open()
         try:
             async with open_flat_nursery() as nursery:
-                with trio.fail_after(HANDSHAKE_PATIENCE):
+                with _patience(f"the handshake of a WebSocket for {path}"):
                     connection = await wrap_client_stream(
                         nursery,
                         stream,  # type: ignore[arg-type]  # it takes any stream
@@ -121,8 +122,11 @@ class TrioClients(ABC):
     ) -> AsyncIterator[SlowClient]:
         """A client that reads its response at this pace, head included, for as long as the block.
 
-        ``await client.wait()`` waits for the end of the response.
+        ``await client.wait()`` waits for the end of the response. On memory streams the server cannot see that a piece
+        is being read until all of it has been: ``timeout_write`` counts for each piece that the application sends.
         """
+        if bytes_per_second <= 0:
+            raise ValueError(f"bytes_per_second must be above 0, not {bytes_per_second!r}; use stall")
         async with self._request(path, method, headers, body) as client, open_flat_nursery() as nursery:
             nursery.start_soon(client.read, bytes_per_second)
             yield client
@@ -132,19 +136,25 @@ class TrioClients(ABC):
         """Send a request, and wait until its handler is about to run; the connection is lost at the end."""
         request = build_request(self.location.authority, path, method=method, headers=headers, body=body)
         stream, name = await self._open(reads_little=True)
+        upload = Upload(stream, request)
         try:
-            with (
-                self.witness.expect(path.encode(), name) as began,
-                trio.move_on_after(HANDSHAKE_PATIENCE) as scope,
-            ):
-                await stream.send_all(request)
-                await began.wait()
-            if scope.cancelled_caught:
-                raise TimeoutError(f"the server has not begun {method} {path} within {HANDSHAKE_PATIENCE:g} s")
-            yield SlowClient(stream)
+            async with open_flat_nursery() as nursery:
+                with self.witness.expect(path.encode(), name) as began, _patience(f"the beginning of {method} {path}"):
+                    nursery.start_soon(upload.run)  # not awaited, as the handler may never read the body
+                    await began.wait()
+                yield SlowClient(stream)
         finally:
-            await trio.aclose_forcefully(stream)
+            await upload.leave()
 
     async def _close_clients(self) -> None:
         for stream in self._streams:
             await trio.aclose_forcefully(stream)
+
+
+@contextmanager
+def _patience(what: str) -> Iterator[None]:
+    """Raise TimeoutError if this takes too long."""
+    with trio.move_on_after(HANDSHAKE_PATIENCE) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise TimeoutError(f"{what} took longer than {HANDSHAKE_PATIENCE:g} s")

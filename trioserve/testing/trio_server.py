@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
+import trio.testing
 
 from ..exchange import Address
 from ..inspector import format_task_tree
-from ..logs import WebSocketRecord
+from ..logs import WebSocketRecord, server_log
 from ..net.binding import bind_all
 from ..net.listeners import Listener
 from ..net.tls import build_client_context
@@ -21,7 +22,7 @@ from .location import Location, connect_to
 from .preparation import Preparation, prepare
 from .stuck import ServerStuckError, break_shields
 from .trio_clients import HANDSHAKE_PATIENCE, TrioClients
-from .verdict import raise_errors, strip, tell_errors
+from .verdict import add_note, raise_errors, strip, tell_errors
 from .witness import FinishedRequest, Witness
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 _TEARDOWN_MARGIN = 1.0
 """Seconds beyond all of the server's own deadlines after which it is stuck."""
+
+_QUIET = 1.0
+"""Seconds that a program may take to come to rest before something is done to its server."""
 
 _LATE = 0.9
 """The part of ``timeout_startup`` after which a start-up is looked at."""
@@ -52,6 +56,7 @@ class TrioServer(TrioClients):
         self._body = trio.CancelScope()
         self._settled = trio.Event()  # started, or failed to
         self._ended = trio.Event()
+        self._is_stopping = False
         self._failure: Exception | None = None
 
     def __repr__(self) -> str:
@@ -148,6 +153,9 @@ class TrioServer(TrioClients):
 
     async def drop_connections(self) -> None:
         """Lose every open connection at once, as a network that fails does. New ones are accepted."""
+        # One that its client has just opened may still wait to be accepted.
+        with trio.move_on_after(_QUIET):
+            await trio.testing.wait_all_tasks_blocked()
         await self.server.drop_connections()
 
     # Its life
@@ -188,28 +196,41 @@ class TrioServer(TrioClients):
                 if self._failure is None:
                     with self._body:
                         yield
-            except BaseException:
-                self.cancel()  # nobody needs what still runs
+            except BaseException as error:
+                if not self.witness.has_drained:  # else it ends by itself, and may be why the block has failed
+                    self.cancel()  # nobody needs what still runs
+                await self._end()
+                if self._failure is not None and self._failure is not error:
+                    add_note(error, str(self._failure))
                 raise
-            finally:
-                # Shielded, as it has deadlines of its own, and a handler that does not end must be told of.
-                with trio.CancelScope(shield=True):
-                    await self._stop(self.grace)
-                    # Not before: they may be reading what a drain lets them have.
-                    await self._close_clients()
+            else:
+                await self._end()
         self._raise_failure()
+
+    async def _end(self) -> None:
+        # Shielded, as it has deadlines of its own, and a handler that does not end must be told of.
+        with trio.CancelScope(shield=True):
+            await self._stop(self.grace)
+            # Not before: they may be reading what a drain lets them have.
+            await self._close_clients()
 
     async def _wait_settled(self) -> None:
         """Wait until the server has started, or failed to; take down where a start-up hangs that is about to fail."""
-        with trio.move_on_after(_LATE * self._preparation.config.timeout_startup) as scope:
+        config = self._preparation.config
+        with trio.move_on_after(_LATE * config.timeout_startup) as scope:
             await self._settled.wait()
-        if scope.cancelled_caught:
-            root = trio.lowlevel.current_root_task()
-            assert root is not None  # in a task there is one
-            tree = format_task_tree(root)
+        if not scope.cancelled_caught:
+            return
+        root = trio.lowlevel.current_root_task()
+        assert root is not None  # in a task there is one
+        tree = format_task_tree(root)
+        seconds = config.timeout_startup + config.timeout_hard_shutdown + _TEARDOWN_MARGIN
+        with trio.move_on_after(seconds - _LATE * config.timeout_startup):
             await self._settled.wait()
-            if self._failure is not None:
-                self._failure.add_note(f"A moment before that:\n{tree}")
+        if not self._settled.is_set():
+            await self._force_end(f"the server has not started, and cannot be stopped, after {seconds:g} s")
+        elif self._failure is not None:
+            add_note(self._failure, f"A moment before that:\n{tree}")
 
     async def _serve(self, bound: Sequence[Listener], listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]) -> None:
         self._task = trio.lowlevel.current_task()
@@ -221,7 +242,8 @@ class TrioServer(TrioClients):
                 )
         except Exception as error:  # it is raised in the test
             self._failure = error
-            self._body.cancel()
+            if not self._is_stopping:
+                self._body.cancel()
         finally:
             self._ended.set()
             self._settled.set()
@@ -229,6 +251,7 @@ class TrioServer(TrioClients):
     async def _stop(self, grace: float | None) -> None:
         if self._ended.is_set():
             return
+        self._is_stopping = True
         begun = trio.current_time()
         if self._server is not None and not self._scope.cancel_called:
             self._server.shutdown(grace)
@@ -239,10 +262,7 @@ class TrioServer(TrioClients):
                 await self._ended.wait()
         if not self._ended.is_set():
             seconds = trio.current_time() - begun
-            what = f"the server has not ended {seconds:.1f} s after it was told to stop"
-            stuck = ServerStuckError.of(what, trio.lowlevel.current_root_task(), with_threads=False)
-            await self._force_end()
-            self._failure = stuck
+            await self._force_end(f"the server has not ended {seconds:.1f} s after it was told to stop")
 
     def _seconds_to_stop(self, grace: float | None) -> float:
         """Until all handlers must have ended."""
@@ -254,13 +274,19 @@ class TrioServer(TrioClients):
         """After which a stop is over, or has failed."""
         return self._seconds_to_stop(grace) + self._preparation.config.timeout_shutdown + 2 * _TEARDOWN_MARGIN
 
-    async def _force_end(self) -> None:
+    async def _force_end(self, what: str) -> None:
+        """Break the server off; ``what`` is wrong with it becomes its failure, whether that helps or not."""
         assert self._task is not None
+        stuck = ServerStuckError.of(what, trio.lowlevel.current_root_task(), with_threads=False)
         self.cancel()
         for _ in range(10):  # clean-up that begins now may put up a new shield
             break_shields(self._task, self._scope)
             with trio.move_on_after(0.1):
                 await self._ended.wait()
+        if not self._ended.is_set():
+            # A handler that lives on after every cancellation: now only the end of the process can end this program.
+            server_log.critical("%s", stuck)
+        self._failure = stuck
 
     def _raise_failure(self) -> None:
         __tracebackhide__ = True

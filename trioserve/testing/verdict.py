@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+import trio
 
 from ..errors import TrioserveError
 from ..process.loader import user_traceback
@@ -24,11 +27,19 @@ def tell_errors(witness: Witness) -> Iterator[None]:
     """Add what the application raised to an error that leaves the block, which it may well explain."""
     try:
         yield
-    except Exception as error:
+    except (trio.Cancelled, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # pytest.fail() raises one that is no Exception
         for one in witness.take_errors():
             if one is not error:
-                error.add_note(describe_errors([one]))
+                add_note(error, describe_errors([one]))
         raise
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note, if the error takes one: it may be a frozen dataclass."""
+    with contextlib.suppress(Exception):
+        error.add_note(text)
 
 
 def describe_errors(errors: Sequence[BaseException]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,9 +59,22 @@ class Witness(Observer):
         self.errors: list[BaseException] = []
         self._active: dict[int, Request] = {}
         self._changed = trio.Event()
-        self.has_ended = self.handlers_have_ended = False
+        self._phase = Phase.STARTING
         self._expected: list[tuple[bytes, Address | None, trio.Event]] = []
         self._taken: list[BaseException] = []
+
+    @property
+    def has_drained(self) -> bool:
+        """The server has begun to stop, or has stopped."""
+        return self._phase not in (Phase.STARTING, Phase.SERVING)
+
+    @property
+    def handlers_have_ended(self) -> bool:
+        return self._phase in (Phase.STOPPING, Phase.STOPPED)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._phase is Phase.STOPPED
 
     @property
     def active(self) -> list[Request]:
@@ -97,8 +111,7 @@ class Witness(Observer):
         changed.set()
 
     def phase_changed(self, phase: Phase) -> None:
-        self.has_ended = phase is Phase.STOPPED
-        self.handlers_have_ended = phase in (Phase.STOPPING, Phase.STOPPED)
+        self._phase = phase
         self._ring()
 
     def exchange_began(self, request: Request) -> None:
@@ -123,5 +136,6 @@ class Witness(Observer):
     def application_failed(self, error: BaseException, request: Request | None) -> None:
         note = "raised in the application" if request is None else f"raised in the application by {request.line}"
         if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+            with contextlib.suppress(Exception):  # an exception may be a frozen dataclass
+                error.add_note(note)
         self.errors.append(error)
