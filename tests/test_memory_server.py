@@ -190,11 +190,11 @@ async def test_a_slow_client_of_small_pieces_does_not_stall(autojump_clock):
         assert [one.outcome for one in server.requests] == ["ok"]
 
 
-@pytest.mark.parametrize("pace", [0, -1])
+@pytest.mark.parametrize("pace", [0, -1, float("inf")])
 async def test_a_pace_that_is_none(pace):
     """A pace must be above 0; who wants to read nothing is told of stall."""
     async with memory_server(respond()) as server:
-        with pytest.raises(ValueError, match="^bytes_per_second must be above 0, not .*; use stall$"):
+        with pytest.raises(ValueError, match="^bytes_per_second must be above 0, and finite, not .*; 0 is stall$"):
             async with server.slow("/", pace):
                 pytest.fail("it has begun")
 

@@ -74,9 +74,11 @@ class Lifespan:
         except BaseException as error:  # noqa: BLE001 - the boundary round the lifespan; judged below
             raised = error
         finally:
-            self._judge(raised)
-            self._settled.set()
-            self._ended.set()
+            try:
+                self._judge(raised)
+            finally:
+                self._settled.set()
+                self._ended.set()
 
     def _judge(self, raised: BaseException | None) -> None:
         """The application has returned or raised: decide what that means at this point."""
@@ -163,4 +165,8 @@ def _last_line(message: Message) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the user's code, which may raise anything
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

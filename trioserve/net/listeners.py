@@ -124,13 +124,18 @@ class Listener:
             await accepting.aclose()
 
     def close(self) -> None:
-        """As aclose, for a listener that is a socket."""
+        """As aclose, for a listener that is a socket; also where there is no event loop."""
         # First the file: while the socket is open its inode cannot be given to a file of another server.
         if self._file is not None:
             self._file.remove()
             self._file = None
-        if self._socket is not None:
+        if self._socket is None:
+            return
+        if trio.lowlevel.in_trio_run():
             self._socket.close()
+        elif self._socket.fileno() != -1:
+            # Trio's own close tells the event loop.
+            socket.close(self._socket.detach())
 
 
 async def aclose_all(listeners: Sequence[Listener]) -> None:

@@ -69,7 +69,7 @@ class WebSocketOpening(AbstractContextManager[BlockingWebSocket], AbstractAsyncC
         self._opened: AbstractAsyncContextManager[WebSocketConnection] | None = None
 
     def __enter__(self) -> BlockingWebSocket:
-        self._held = self._portal.hold(self._opening())
+        self._held = self._portal.hold(self._opening(), patience=2 * PATIENCE)
         return BlockingWebSocket(self._portal, self._held.__enter__())
 
     def __exit__(

@@ -42,7 +42,7 @@ class Portal:
 
         After ``patience`` seconds it is cancelled, and this raises ServerStuckError.
         """
-        self._refuse_inside()
+        self.refuse_inside()
         result: Future[T] = Future()
         scope = trio.CancelScope()
         self._start(self._resolve, result, function, result, scope)
@@ -51,7 +51,7 @@ class Portal:
     @contextmanager
     def hold(self, manager: AbstractAsyncContextManager[T], *, patience: float = PATIENCE) -> Iterator[T]:
         """Keep an async context manager open, in a task of the event loop, for as long as this block."""
-        self._refuse_inside()
+        self.refuse_inside()
         opened: Future[T] = Future()
         closed: Future[None] = Future()
         closing = trio.Event()
@@ -63,10 +63,12 @@ class Portal:
                 await closing.wait()
 
         async def run() -> None:
-            await self._resolve(keep, closed, scope)
-            if not opened.done():
-                error = closed.exception()
-                opened.set_exception(error if error is not None else CancelledError())
+            try:
+                await self._resolve(keep, closed, scope)
+            finally:
+                if not opened.done():
+                    error = None if closed.cancelled() else closed.exception()
+                    opened.set_exception(error if error is not None else CancelledError())
 
         self._start(run, opened)
         value = self._wait(opened, patience, scope)
@@ -90,7 +92,8 @@ class Portal:
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(function)
 
-    def _refuse_inside(self) -> None:
+    def refuse_inside(self) -> None:
+        """Raise RuntimeError if this is the event loop's own thread."""
         if self.is_inside:
             raise RuntimeError("this waits for the server, so it cannot be called in the server's own thread")
 
@@ -121,15 +124,16 @@ class Portal:
 
     def _wait(self, result: Future[T], patience: float, scope: trio.CancelScope) -> T:
         try:
-            return result.result(patience)
+            return result.result(min(patience, threading.TIMEOUT_MAX))
         except CancelledError:
             raise RuntimeError("the server has ended") from None
         except TimeoutError:
             if result.done():  # its own
                 raise
-            self.tell(scope.cancel)
             what = f"the server's event loop has not done in {patience:g} s what it was asked for"
-            raise ServerStuckError.of(what, self._root, with_threads=True) from None
+            stuck = ServerStuckError.of(what, self._root, with_threads=True)
+            self.tell(scope.cancel)
+            raise stuck from None
         except BaseException:
             self.tell(scope.cancel)  # Ctrl-C
             raise

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bind import TCPBind
 from ..config import Config
 from ..errors import AppLoadError, ConfigError
 from ..process.loader import load_app
@@ -50,14 +51,16 @@ def prepare(app: ASGIApp | str, *, tls: bool, options: PlainValues) -> Preparati
     with ExitStack() as resources:
         authority = _make_authority(config, resources) if tls else None
         if authority is not None:
-            names = dict.fromkeys(("localhost", "127.0.0.1", "::1", *_certifiable(config.host)))
-            config = config.replace(ssl_certfile=authority.issue_server_certificate(*names))
+            config = config.replace(ssl_certfile=_certify(authority, config))
         return Preparation(application, config, authority, resources.pop_all())
 
 
 def _load(app: ASGIApp | str, config: Config) -> ASGIApp:
     __tracebackhide__ = True
-    folder = str(Path(config.app_dir or os.curdir).absolute())
+    try:
+        folder = str(Path(config.app_dir or os.curdir).absolute())
+    except OSError:  # the current folder is gone, which matters only to what is imported from it
+        folder = ""
     before = sys.path.count(folder)
     try:
         return load_app(app, app_dir=config.app_dir, factory=config.factory)
@@ -80,5 +83,10 @@ def _make_authority(config: Config, resources: ExitStack) -> Authority:
     return Authority(Path(folder))
 
 
-def _certifiable(host: str) -> tuple[str, ...]:
-    return () if host in ("0.0.0.0", "::") else (host,)  # noqa: S104 - compared, not bound
+def _certify(authority: Authority, config: Config) -> str:
+    hosts = [bind.host for bind, _ in config.binds if isinstance(bind, TCPBind)]
+    names = dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts))
+    try:
+        return authority.issue_server_certificate(*(name for name in names if name not in ("0.0.0.0", "::")))  # noqa: S104 - compared
+    except ValueError as error:  # of idna, for a name that is none
+        raise ConfigError(f"tls=True cannot make a certificate for the host names {hosts}: {error}") from None

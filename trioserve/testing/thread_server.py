@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ class ThreadServer:
         self._is_abandoned = False
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}>"
+        return f"<{type(self).__name__} {self.unix_path or self.url}>"
 
     # What it is
 
@@ -170,16 +170,19 @@ class ThreadServer:
 
         ``timeout`` in seconds is that of the socket.
         """
-        if self.unix_path is not None:
-            made = socket.socket(socket.AF_UNIX)
-            made.settimeout(timeout)
-            made.connect(self.unix_path)
-        else:
-            made = socket.create_connection((self.host, self.port), timeout)
-        if self._preparation.config.uses_tls:
-            context = build_client_context(None if self.ca is None else self.ca.bundle)
-            made = context.wrap_socket(made, server_hostname=self.host)
-        self._sockets.append(made)
+        self._loop.refuse_inside()
+        with ExitStack() as opened:
+            if self.unix_path is not None:
+                made = opened.enter_context(socket.socket(socket.AF_UNIX))
+                made.settimeout(timeout)
+                made.connect(self.unix_path)
+            else:
+                made = opened.enter_context(socket.create_connection((self.host, self.port), timeout))
+            if self._preparation.config.uses_tls:
+                context = build_client_context(None if self.ca is None else self.ca.bundle)
+                made = context.wrap_socket(made, server_hostname=self.host)
+            self._sockets.append(made)
+            opened.pop_all()
         return made
 
     def websocket(
@@ -255,11 +258,13 @@ class ThreadServer:
 
     def _start(self) -> None:
         __tracebackhide__ = True
-        self._thread.start()
-        seconds = self._preparation.config.timeout_startup + _MARGIN
+        # TrioServer has a deadline for what does not block the loop.
+        config = self._preparation.config
+        seconds = config.timeout_startup + config.timeout_hard_shutdown + 2 * _MARGIN
         try:
-            if not self._settled.wait(seconds):
-                what = f"the server has not started within {seconds:g} s, as its event loop is blocked"
+            self._thread.start()
+            if not self._settled.wait(_finite(seconds)):
+                what = f"the server has not started, as its event loop is blocked, after {seconds:g} s"
                 raise ServerStuckError.of(what, self._root, with_threads=True)
         except BaseException as error:
             self._abandon(error)
@@ -283,8 +288,11 @@ class ThreadServer:
         self._root = trio.lowlevel.current_root_task()
         self._stop_asked = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
+        if self._is_abandoned:
+            return
         with self._scope:
-            async with self._inner.run(bound=self._bound), open_flat_nursery() as clients:
+            # Clients that are still there see how the server stops.
+            async with open_flat_nursery() as clients, self._inner.run(bound=self._bound):
                 self._portal = Portal(clients)
                 self._settled.set()
                 await self._stop_asked.wait()
@@ -300,12 +308,10 @@ class ThreadServer:
             raise RuntimeError("a server cannot wait for its own end")
         if self._is_abandoned:
             return
-        self._inner.grace = grace
-        if self._stop_asked is not None:
-            self._tell(self._stop_asked.set)
+        self._tell(partial(self._ask_to_stop, grace))
         seconds = self._inner.seconds_to_end(grace) + _MARGIN
         try:
-            if not self._ended.wait(seconds):
+            if not self._ended.wait(_finite(seconds)):
                 what = f"the server's thread has not ended {seconds:g} s after it was told to stop"
                 raise ServerStuckError.of(what, self._root, with_threads=True)
         except BaseException as error:
@@ -317,12 +323,30 @@ class ThreadServer:
             self._preparation.resources.close()
         self._thread.join()
 
+    def _ask_to_stop(self, grace: float | None) -> None:
+        """In the event loop: begin to stop, or stop sooner."""
+        assert self._stop_asked is not None  # the loop runs
+        if not self._stop_asked.is_set():
+            self._inner.grace = grace
+            self._stop_asked.set()
+        elif grace is not None and self._portal is not None:
+            self.server.shutdown(grace)
+
     def _abandon(self, error: BaseException) -> None:
         """Do not wait any longer, or only a moment if it is not the server's fault: at Ctrl-C."""
         self._is_abandoned = True
         self._tell(self._scope.cancel)
         if not isinstance(error, ServerStuckError):
             self._ended.wait(_MARGIN)
+
+    def _stop_after(self, error: BaseException) -> None:
+        """Stop for an error, and add to it what is wrong with the server."""
+        try:
+            self._stop(0)
+        except ServerStuckError as stuck:
+            add_note(error, str(stuck))
+        if self._failure is not None:
+            add_note(error, str(self._failure))
 
     def _raise_failure(self) -> None:
         __tracebackhide__ = True
@@ -332,6 +356,10 @@ class ThreadServer:
                 raise strip(failure)
         finally:
             failure = None
+
+
+def _finite(seconds: float) -> float:
+    return min(seconds, threading.TIMEOUT_MAX)
 
 
 async def _wait_quiet() -> None:
@@ -358,10 +386,7 @@ def running(
         try:
             yield server
         except BaseException as error:
-            try:
-                server._stop(0)
-            except ServerStuckError as stuck:
-                add_note(error, str(stuck))
+            server._stop_after(error)
             raise
         server.shutdown()
     if not allow_errors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 
 import trio
 from trio_websocket import WebSocketConnection, wrap_client_stream
@@ -125,8 +126,8 @@ class TrioClients(ABC):
         ``await client.wait()`` waits for the end of the response. On memory streams the server cannot see that a piece
         is being read until all of it has been: ``timeout_write`` counts for each piece that the application sends.
         """
-        if bytes_per_second <= 0:
-            raise ValueError(f"bytes_per_second must be above 0, not {bytes_per_second!r}; use stall")
+        if not 0 < bytes_per_second < inf:
+            raise ValueError(f"bytes_per_second must be above 0, and finite, not {bytes_per_second!r}; 0 is stall")
         async with self._request(path, method, headers, body) as client, open_flat_nursery() as nursery:
             nursery.start_soon(client.read, bytes_per_second)
             yield client

@@ -60,7 +60,7 @@ class TrioServer(TrioClients):
         self._failure: Exception | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}>"
+        return f"<{type(self).__name__} {self.unix_path or self.url}>"
 
     # What it is
 

@@ -18,7 +18,7 @@ def raise_errors(errors: Sequence[BaseException]) -> None:
     """Raise what an application raised, its trace cut to its own frames; several as a group."""
     __tracebackhide__ = True
     if errors:
-        bare = [trim(error) for error in errors]
+        bare = [_tame(trim(error)) for error in errors]
         raise bare[0] if len(bare) == 1 else BaseExceptionGroup(f"{len(bare)} errors in the application", bare)
 
 
@@ -45,6 +45,15 @@ def add_note(error: BaseException, text: str) -> None:
 def describe_errors(errors: Sequence[BaseException]) -> str:
     """The errors with their traces, as Python prints them."""
     return "\n".join("".join(traceback.format_exception(trim(error))).rstrip() for error in errors)
+
+
+def _tame(error: BaseException) -> BaseException:
+    """An error that can be raised in a test: SystemExit would end the program that runs it."""
+    if isinstance(error, Exception | BaseExceptionGroup):
+        return error
+    failure = TrioserveError(f"the application raised {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def strip(failure: BaseException) -> BaseException:

@@ -102,7 +102,10 @@ class Witness(Observer):
 
     def take_errors(self) -> list[BaseException]:
         """The errors that are still in ``errors`` and were not taken before; they stay there."""
-        new = [error for error in list(self.errors) if not any(error is one for one in self._taken)]
+        new: list[BaseException] = []
+        for error in list(self.errors):
+            if not any(error is one for one in (*self._taken, *new)):
+                new.append(error)
         self._taken += new
         return new
 
