@@ -2,6 +2,10 @@
 
 import gc
 
+pytest_plugins = ("pytester",)
+
+collect_ignore = ["examples"]
+
 
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass over all that was imported.

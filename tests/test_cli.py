@@ -208,7 +208,7 @@ def test_forgotten_factory(folder, target):
     assert program.process.returncode == 3
     assert program.errors.endswith(
         f"error: {target!r} is not an application: it cannot be called with (scope, receive, send): too many "
-        "positional arguments; if it returns the application, add --factory\n"
+        "positional arguments; if it returns the application, use the option factory\n"
     )
     assert program.errors.count("\n") == 1
 
@@ -217,7 +217,7 @@ def test_factory_too_many(folder):
     """--factory on the application itself is refused at the start, in one line."""
     program = finish(*SERVE, "main:app", "--factory", "--port", "0", cwd=folder)
     assert program.process.returncode == 3
-    assert program.errors.endswith("; if it is the application itself, leave --factory out\n")
+    assert program.errors.endswith("; if it is the application itself, leave the option factory out\n")
     assert program.errors.count("\n") == 1
 
 

@@ -186,8 +186,11 @@ def test_not_callable(project):
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("def app(): ...\n", "too many positional arguments; if it returns the application, add --factory"),
-        ("def app(debug=False): ...\n", "too many positional arguments; if it returns the application, add --factory"),
+        ("def app(): ...\n", "too many positional arguments; if it returns the application, use the option factory"),
+        (
+            "def app(debug=False): ...\n",
+            "too many positional arguments; if it returns the application, use the option factory",
+        ),
         ("from json import loads as app\n", "too many positional arguments"),
         ("def app(a, b, c, d): ...\n", "missing a required argument: 'd'"),
         ("def app(scope, receive, send, *, more): ...\n", "missing a required argument: 'more'"),

@@ -548,7 +548,7 @@ async def test_a_factory_that_raises_fails_the_start():
 @pytest.mark.parametrize(
     ("factory", "said"),
     [
-        (respond(), "'scope'; if it is the application itself, leave --factory out"),
+        (respond(), "'scope'; if it is the application itself, leave the option factory out"),
         (lambda settings: respond(), "'settings'"),
     ],
 )

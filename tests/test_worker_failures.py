@@ -122,7 +122,7 @@ CANNOT_START = [
         3,
         (
             "error: the application factory must take no arguments: missing a required argument: 'scope'; if it is the"
-            " application itself, leave --factory out\n"
+            " application itself, leave the option factory out\n"
         ),
     ),
     (

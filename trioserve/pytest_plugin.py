@@ -80,27 +80,31 @@ def _require_trio(fixture: str) -> None:
         )
 
 
-def _refuse_without_loop(item: pytest.Item) -> None:
+@pytest.hookimpl(specname="pytest_runtest_setup")
+def pytest_refuse_without_loop(item: pytest.Item) -> None:
     """Say what to do about a test without an event loop that asks for a server in its event loop."""
     # Not in pytest_fixture_setup: pytest 9 cannot use a fixture again whose set-up was refused there.
     function = getattr(item, "function", None)
     test = getattr(getattr(function, "hypothesis", None), "inner_test", function)
-    if test is None or inspect.iscoroutinefunction(test):
+    if test is None or (inspect.iscoroutinefunction(test) and _has_runner(item)):
         return
     known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
     for name in _ASYNC_FIXTURES:
         if name in known and known[name][-1].func.__module__ == __name__:
             pytest.fail(
                 f"{name} is for async tests that run on Trio, by pytest-trio or by anyio's plugin, and {item.name} is "
-                "not async. Use serve_app.",
+                f"{'marked for neither' if inspect.iscoroutinefunction(test) else 'not async. Use serve_app'}.",
                 pytrace=False,
             )
+
+
+def _has_runner(item: pytest.Item) -> bool:
+    return item.get_closest_marker("trio") is not None or "anyio_backend" in getattr(item, "fixturenames", ())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, T, T]:
     __tracebackhide__ = True
-    _refuse_without_loop(item)
     return (yield from _look_for_errors(item, "setup"))
 
 
@@ -121,13 +125,29 @@ def _look_for_errors(item: pytest.Item, when: str) -> Generator[None, T, T]:
     __tracebackhide__ = True
     try:
         result = yield
-    except BaseException:  # pytest.fail() raises one that is no Exception
+    except BaseException as error:  # pytest.fail() raises one that is no Exception
         watch = item.config.stash.get(_WATCH, None)
-        text = "" if watch is None else watch.describe_errors()
-        if text:
-            item.add_report_section(when, "errors in the application", text)
+        if watch is not None:
+            _explain(watch, item, when, error)
         raise
     watch = item.config.stash.get(_WATCH, None)
     if watch is not None:
         watch.raise_errors()
     return result
+
+
+def _explain(watch: Watch, item: pytest.Item, when: str, error: BaseException) -> None:
+    """Show what has gone wrong in applications beside an error that a test has raised."""
+    __tracebackhide__ = True
+    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+    if group.subgroup(KeyboardInterrupt) is not None:
+        watch.is_interrupted = True
+        if group is error:
+            # pytest would take a group for an error like any other, and go on.
+            raise KeyboardInterrupt from error
+    elif isinstance(error, pytest.skip.Exception):
+        watch.raise_errors()  # which a skip must not hide
+    else:
+        text = watch.describe_errors()
+        if text:
+            item.add_report_section(when, "errors in the application", text)

@@ -296,7 +296,7 @@ def _call_factory(factory: AnyValue) -> ASGIApp:
     misfit = find_misfit(factory)
     if misfit is not None:
         is_app = find_misfit(factory, "scope", "receive", "send") is None
-        hint = "; if it is the application itself, leave --factory out" if is_app else ""
+        hint = "; if it is the application itself, leave the option factory out" if is_app else ""
         raise AppLoadError(f"the application factory must take no arguments: {misfit}{hint}")
     try:
         app: AnyValue = factory()

@@ -65,9 +65,13 @@ def load_app(target: str | ASGIApp, *, app_dir: str | None, factory: bool = Fals
     Raises AppLoadError; its ``__cause__`` is the error that the application's code raised, its trace cut to that code.
     """
     app = _load_callable(target, app_dir) if isinstance(target, str) else target
+    if not callable(app):
+        raise AppLoadError(
+            f"{target!r} is not an application: it is of type {type(app).__name__}, which cannot be called"
+        )
     misfit = None if factory else find_misfit(app, "scope", "receive", "send")
     if misfit is not None:
-        hint = "; if it returns the application, add --factory" if find_misfit(app) is None else ""
+        hint = "; if it returns the application, use the option factory" if find_misfit(app) is None else ""
         raise AppLoadError(
             f"{target!r} is not an application: it cannot be called with (scope, receive, send): {misfit}{hint}"
         )

@@ -43,7 +43,13 @@ class Preparation:
 def prepare(app: ASGIApp | str, *, tls: bool, options: PlainValues) -> Preparation:
     """Import the application if it is named, and make certificates if wanted; raises AppLoadError or ConfigError."""
     __tracebackhide__ = True
-    config = Config.from_plain({**DEFAULTS, **options})
+    try:
+        return _prepare(app, tls=tls, config=Config.from_plain({**DEFAULTS, **options}))
+    except (AppLoadError, ConfigError) as error:
+        raise strip(error)  # noqa: B904 - it is the same error
+
+
+def _prepare(app: ASGIApp | str, *, tls: bool, config: Config) -> Preparation:
     if config.needs_supervisor:
         asked = "reload" if config.reload else f"workers={config.workers}"
         raise ConfigError(f"{asked} is for the command line and run(): a server under test is one in this process")
@@ -64,8 +70,6 @@ def _load(app: ASGIApp | str, config: Config) -> ASGIApp:
     before = sys.path.count(folder)
     try:
         return load_app(app, app_dir=config.app_dir, factory=config.factory)
-    except AppLoadError as error:
-        raise strip(error)  # noqa: B904 - it is the same error
     finally:
         # It was put in front for the import; what the application has added itself stays.
         if sys.path.count(folder) > before:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,13 @@ import trio.testing
 from ..logs import WebSocketRecord
 from ..net.binding import bind_all_now
 from ..net.listeners import Listener
-from ..net.tls import build_client_context
 from ..server import Server
-from ..types import AnyValue, ASGIApp, Headers, State
-from .blocking import BlockingClient, WebSocketOpening
+from ..types import AnyValue, ASGIApp, State
 from .flat_nursery import open_flat_nursery
 from .portal import PATIENCE, Portal
 from .preparation import Preparation, prepare
 from .stuck import ServerStuckError
+from .thread_clients import ThreadClients
 from .trio_server import TrioServer
 from .verdict import add_note, raise_errors, strip, tell_errors
 from .witness import FinishedRequest, Witness
@@ -38,13 +36,13 @@ _QUIET = 1.0
 """Seconds that a look at what has happened waits for a busy server to come to rest."""
 
 
-class ThreadServer:
+class ThreadServer(ThreadClients):
     """A running server, and clients for it. Made by running(); its methods block, and may be called in any thread."""
 
     def __init__(self, preparation: Preparation, bound: list[Listener]) -> None:
+        super().__init__(TrioServer(preparation, Witness()))
         self._preparation = preparation
         self._bound = bound
-        self._inner = TrioServer(preparation, Witness())
         self._thread = threading.Thread(target=self._main, name="trioserve.testing", daemon=True)
         self._settled = threading.Event()  # started, or failed to
         self._ended = threading.Event()
@@ -54,8 +52,8 @@ class ThreadServer:
         self._root: trio.lowlevel.Task | None = None
         self._portal: Portal | None = None
         self._stop_asked: trio.Event | None = None
-        self._sockets: list[socket.socket] = []
         self._is_abandoned = False
+        self._settled_at = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.unix_path or self.url}>"
@@ -137,13 +135,24 @@ class ThreadServer:
         if not self._ended.is_set():
             self._loop.call(partial(self._inner.wait_idle, timeout), patience=timeout + PATIENCE)
 
+    @property
+    def is_running(self) -> bool:
+        """False once it has ended, or was given up."""
+        return not (self._ended.is_set() or self._is_abandoned)
+
+    @property
+    def has_news(self) -> bool:
+        """Requests have begun since settle was last called, or are going on."""
+        return self.is_running and (self._inner.active > 0 or self.witness.begun != self._settled_at)
+
     def settle(self) -> None:
         """Let the server do what it can do at once: an answer reaches its client a moment before it is on record.
 
         Waits no longer than a second or two for one that is busy, or blocked.
         """
-        if self._ended.is_set() or self._loop.is_inside:
+        if not self.is_running or self._loop.is_inside:
             return
+        self._settled_at = self.witness.begun
         with contextlib.suppress(ServerStuckError, RuntimeError):
             self._loop.call(_wait_quiet, patience=_QUIET + 0.5)
 
@@ -163,79 +172,12 @@ class ThreadServer:
         """Lose every open connection at once, as a network that fails does. New ones are accepted."""
         self._loop.call(self._inner.drop_connections)
 
-    # Clients
-
-    def connect(self, timeout: float = PATIENCE) -> socket.socket:
-        """Open a connection, with its TLS handshake done if it has TLS; closed with the server if not before.
-
-        ``timeout`` in seconds is that of the socket.
-        """
-        self._loop.refuse_inside()
-        with ExitStack() as opened:
-            if self.unix_path is not None:
-                made = opened.enter_context(socket.socket(socket.AF_UNIX))
-                made.settimeout(timeout)
-                made.connect(self.unix_path)
-            else:
-                made = opened.enter_context(socket.create_connection((self.host, self.port), timeout))
-            if self._preparation.config.uses_tls:
-                context = build_client_context(None if self.ca is None else self.ca.bundle)
-                made = context.wrap_socket(made, server_hostname=self.host)
-            self._sockets.append(made)
-            opened.pop_all()
-        return made
-
-    def websocket(
-        self, path: str = "/", *, subprotocols: Iterable[str] = (), headers: Headers = (), **options: AnyValue
-    ) -> WebSocketOpening:
-        """Open a WebSocket: ``with`` for one whose methods block, ``async with`` for a trio-websocket connection in
-        your own Trio loop. ``options`` are those of trio_websocket.open_websocket.
-
-        Raises trio_websocket.ConnectionRejected if the application refuses it.
-        """
-        opening = partial(self._inner.websocket, path, subprotocols=subprotocols, headers=headers, **options)
-        return WebSocketOpening(self._loop, opening)
-
-    def client_gone(
-        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b"", after: int = 0
-    ) -> None:
-        """Send a request, and leave without waiting for the response once its handler is running.
-
-        ``after``: first read so many bytes of the response.
-        """
-        self._loop.call(
-            partial(self._inner.client_gone, path, method=method, headers=headers, body=body, after=after),
-            patience=2 * PATIENCE,
-        )
-
-    @contextmanager
-    def stall(
-        self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b""
-    ) -> Iterator[BlockingClient]:
-        """A client that sends a request and reads nothing of the response, for as long as the block.
-
-        The kernel still takes some megabytes of the response.
-        """
-        stalled = self._inner.stall(path, method=method, headers=headers, body=body)
-        with self._loop.hold(stalled, patience=2 * PATIENCE) as client:
-            yield BlockingClient(self._loop, client)
-
-    @contextmanager
-    def slow(
-        self,
-        path: str,
-        bytes_per_second: float,
-        *,
-        method: str = "GET",
-        headers: Headers = (),
-        body: bytes = b"",
-    ) -> Iterator[BlockingClient]:
-        """A client that reads its response at this pace, head included, for as long as the block."""
-        slow = self._inner.slow(path, bytes_per_second, method=method, headers=headers, body=body)
-        with self._loop.hold(slow, patience=2 * PATIENCE) as client:
-            yield BlockingClient(self._loop, client)
-
     # Its life
+
+    def abandon(self) -> None:
+        """Cancel the server, and wait no longer than a moment for its end; raises nothing."""
+        self._abandon(KeyboardInterrupt())
+        self._release()
 
     @property
     def _loop(self) -> Portal:
@@ -318,10 +260,12 @@ class ThreadServer:
             self._abandon(error)
             raise
         finally:
-            for one in self._sockets:
-                one.close()
-            self._preparation.resources.close()
+            self._release()
         self._thread.join()
+
+    def _release(self) -> None:
+        self._close_clients()
+        self._preparation.resources.close()
 
     def _ask_to_stop(self, grace: float | None) -> None:
         """In the event loop: begin to stop, or stop sooner."""

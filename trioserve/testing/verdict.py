@@ -6,12 +6,15 @@ import contextlib
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import trio
 
 from ..errors import TrioserveError
 from ..process.loader import user_traceback
 from .witness import Witness
+
+E = TypeVar("E", bound=BaseException)
 
 
 def raise_errors(errors: Sequence[BaseException]) -> None:
@@ -56,7 +59,7 @@ def _tame(error: BaseException) -> BaseException:
     return failure
 
 
-def strip(failure: BaseException) -> BaseException:
+def strip(failure: E) -> E:
     """Take the server's frames out of why a server has failed, to show only those of the test and the application."""
     if isinstance(failure, TrioserveError):
         if failure.__cause__ is not None:
@@ -66,5 +69,7 @@ def strip(failure: BaseException) -> BaseException:
 
 
 def trim(error: BaseException) -> BaseException:
-    """Cut the server's frames from the beginning of an error's trace."""
+    """Cut the server's frames from the beginning of an error's trace; all of it, if the error is the server's."""
+    if isinstance(error, TrioserveError):
+        return strip(error)
     return error.with_traceback(user_traceback(error.__traceback__))

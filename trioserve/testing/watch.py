@@ -50,12 +50,15 @@ class Watch:
         self._witnesses: list[Witness] = []
         self._threads: list[ThreadServer] = []
         self._failures: list[BaseException] = []
+        self.is_interrupted = False
+        """Ctrl-C was pressed: what still runs is of no interest."""
 
     def take_errors(self) -> list[BaseException]:
         for server in self._threads:
-            # A framework may answer 500 first, and then raise: the error belongs to the test that got the answer.
-            server.settle()
-        self._threads = [server for server in self._threads if not server.witness.has_ended]
+            if server.has_news:
+                # A framework may answer 500 first, and then raise: the error belongs to the test that got the answer.
+                server.settle()
+        self._threads = [server for server in self._threads if server.is_running]
         found = [error for witness in self._witnesses for error in witness.take_errors()]
         found += self._failures
         self._failures.clear()
@@ -89,6 +92,9 @@ class Watch:
 
         yield serve
         for server in reversed(servers):
+            if self.is_interrupted:
+                server.abandon()
+                continue
             try:
                 server.shutdown()
             except Exception as failure:  # raised once all have been stopped
@@ -135,7 +141,7 @@ class _Runner(Generic[ServerT]):
                 self._settled.set()
                 await self._stop.wait()
         except Exception as failure:  # raised where the server is waited for, or once it has ended
-            self.failure = failure
+            self.failure = strip(failure)
         finally:
             self._ended.set()
             self._settled.set()

@@ -59,6 +59,8 @@ class Witness(Observer):
         self.errors: list[BaseException] = []
         self._active: dict[int, Request] = {}
         self._changed = trio.Event()
+        self.begun = 0
+        """Requests that have begun."""
         self._phase = Phase.STARTING
         self._expected: list[tuple[bytes, Address | None, trio.Event]] = []
         self._taken: list[BaseException] = []
@@ -119,6 +121,7 @@ class Witness(Observer):
 
     def exchange_began(self, request: Request) -> None:
         self._active[id(request)] = request
+        self.begun += 1
         for expected in self._expected:
             if expected[:2] == (request.target, request.endpoint.client):
                 expected[2].set()
