@@ -1,5 +1,6 @@
 """Whole runs of pytest with the plugin: what it imports and changes, Ctrl-C, stuck servers, options, many processes."""
 
+import random
 import signal
 
 import pytest
