@@ -375,3 +375,50 @@ def test_a_lifespan_that_ends_while_it_serves(project):
     trace = trace_of(result, "ERROR at teardown of test_it")
     assert 'raise RuntimeError("the connection pool broke")' in trace
     assert "LifespanError: the application's lifespan raised" in trace
+
+
+# unittest
+
+UNITTEST = """
+import unittest
+
+class Test(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _server(self, serve_app):
+        self.server = serve_app(app)
+
+    def test_it(self):
+        assert get(self.server, "/broken")[0] == 500
+        {end}
+"""
+
+
+def test_a_test_case_that_skips_itself_does_not_hide_an_error(project):
+    """What an application has raised before a TestCase calls skipTest fails it."""
+    result = project.run(UNITTEST.format(end="self.skipTest('not today')"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *ValueError: the shelf is empty"])
+
+
+def test_a_test_case_that_skips_itself(project):
+    """Without an error it is skipped."""
+    result = project.run(
+        UNITTEST.format(end="self.skipTest('not today')").replace('"/broken")[0] == 500', '"/")[0] == 200')
+    )
+    result.assert_outcomes(skipped=1)
+
+
+def test_a_test_case_that_fails_is_shown_with_the_error(project):
+    """A failure of the TestCase comes with what the application has raised."""
+    result = project.run(UNITTEST.format(end="self.assertEqual(1, 2)"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["E *AssertionError: 1 != 2", "*errors in the application*", "ValueError: the shelf is empty"]
+    )
+
+
+def test_a_test_case_whose_application_raises(project):
+    """An error of the application is that of the TestCase."""
+    result = project.run(UNITTEST.format(end="pass"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *ValueError: the shelf is empty"])

@@ -484,7 +484,8 @@ def test_a_test_on_asyncio(plain, fixture):
     assert "ERROR at setup of test_it[asyncio]" in result.stdout.str()
     result.stdout.fnmatch_lines(
         f"{fixture} serves in the test's own Trio loop, and this test runs on another one. Let it run on Trio "
-        "(with anyio: an anyio_backend fixture that returns 'trio'), or use serve_app."
+        "(with anyio: an anyio_backend fixture that returns 'trio'; pytest-asyncio must not be in its auto mode), "
+        "or use serve_app."
     )
     result.stdout.no_fnmatch_line("*pytest_plugin*")
 

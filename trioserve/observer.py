@@ -31,7 +31,9 @@ class Observer:
     def phase_changed(self, phase: Phase) -> None: ...
 
     def exchange_began(self, request: Request) -> None:
-        """The application is about to be called; exchange_left follows once it has returned, with the same request."""
+        """A request has come. exchange_left follows, with the same one, once the application has returned, or the
+        server has answered in its place.
+        """
 
     def exchange_left(self, request: Request) -> None: ...
 

@@ -6,14 +6,18 @@ a fixture is used, and until then the hooks do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from collections.abc import AsyncIterator, Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
     from .testing import OpenMemoryServer, OpenTrioServer, ServeApp
+    from .testing.stuck import ServerStuckError
     from .testing.watch import Watch
 
 T = TypeVar("T")
@@ -66,7 +70,18 @@ async def memory_server(pytestconfig: pytest.Config) -> AsyncIterator[OpenMemory
 def _watch(config: pytest.Config) -> Watch:
     from .testing.watch import Watch  # noqa: PLC0415 - see above
 
-    return config.stash.setdefault(_WATCH, Watch())
+    if _WATCH not in config.stash:
+        config.stash[_WATCH] = Watch(partial(_show_last_words, config))
+    return config.stash[_WATCH]
+
+
+def _show_last_words(config: pytest.Config, stuck: ServerStuckError) -> None:
+    """Show on the terminal what no report ever will, as the event loop of the test cannot end."""
+    from .testing.trio_server import LAST_WORDS  # noqa: PLC0415 - see above
+
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
+        print(f"\n{stuck}\n\n{LAST_WORDS}", file=sys.stderr, flush=True)  # noqa: T201 - the terminal is meant
 
 
 def _require_trio(fixture: str) -> None:
@@ -75,7 +90,8 @@ def _require_trio(fixture: str) -> None:
     if not trio.lowlevel.in_trio_run():
         pytest.fail(
             f"{fixture} serves in the test's own Trio loop, and this test runs on another one. "
-            "Let it run on Trio (with anyio: an anyio_backend fixture that returns 'trio'), or use serve_app.",
+            "Let it run on Trio (with anyio: an anyio_backend fixture that returns 'trio'; pytest-asyncio must not be "
+            "in its auto mode), or use serve_app.",
             pytrace=False,
         )
 
@@ -132,7 +148,12 @@ def _look_for_errors(item: pytest.Item, when: str) -> Generator[None, T, T]:
         raise
     watch = item.config.stash.get(_WATCH, None)
     if watch is not None:
-        watch.raise_errors()
+        # A TestCase of unittest raises nothing; pytest takes what has happened in it from there, and later.
+        outcomes = getattr(item, "_excinfo", None)
+        if outcomes:
+            _explain(watch, item, when, outcomes[0].value)
+        else:
+            watch.raise_errors()
     return result
 
 
@@ -146,7 +167,12 @@ def _explain(watch: Watch, item: pytest.Item, when: str, error: BaseException) -
             # pytest would take a group for an error like any other, and go on.
             raise KeyboardInterrupt from error
     elif isinstance(error, pytest.skip.Exception):
-        watch.raise_errors()  # which a skip must not hide
+        try:
+            watch.raise_errors()  # which a skip must not hide
+        except BaseException:
+            if getattr(item, "_excinfo", None):
+                item._excinfo = None  # type: ignore[attr-defined]  # else pytest would take that of the TestCase
+            raise
     else:
         text = watch.describe_errors()
         if text:

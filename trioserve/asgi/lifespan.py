@@ -84,7 +84,9 @@ class Lifespan:
         """The application has returned or raised: decide what that means at this point."""
         step = self._step
         if step is _Step.CALLED and self._config.lifespan == "auto" and self._scope.deadline == float("inf"):
-            if raised is not None:
+            if isinstance(raised, SystemExit):
+                self._fail(f"the application's lifespan raised {step.value}: {_describe(raised)}", raised)
+            elif raised is not None:
                 server_log.info("serving without lifespan, which the application refused: %s", _describe(raised))
                 server_log.debug("what the application raised", exc_info=raised)
         elif step is _Step.FAILED:

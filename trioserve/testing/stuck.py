@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import trio
 
 from ..errors import TrioserveError
@@ -32,7 +34,8 @@ def break_shields(task: trio.lowlevel.Task, outermost: trio.CancelScope) -> None
         one = tasks.pop()
         tasks += [child for nursery in one.child_nurseries for child in nursery.child_tasks]
         # Private, but as old as Trio's cancel scopes; anyio's tests look at the same.
-        status: trio._core._run.CancelStatus | None = one._cancel_status
-        while status is not None and status._scope is not outermost:
-            status._scope.shield = False
-            status = status._parent
+        with contextlib.suppress(AttributeError):
+            status: trio._core._run.CancelStatus | None = one._cancel_status
+            while status is not None and status._scope is not outermost:
+                status._scope.shield = False
+                status = status._parent

@@ -44,7 +44,7 @@ class ThreadClients(ABC):
             if location.uses_tls:
                 context = build_client_context(None if ca is None else ca.bundle)
                 made = context.wrap_socket(made, server_hostname=location.host)
-            self._sockets.append(made)
+            self._sockets = [one for one in self._sockets if one.fileno() != -1] + [made]
             opened.pop_all()
         return made
 
@@ -62,7 +62,7 @@ class ThreadClients(ABC):
     def client_gone(
         self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b"", after: int = 0
     ) -> None:
-        """Send a request, and leave without waiting for the response once its handler is running.
+        """Send a request, and leave without waiting for the response once the server has begun with it.
 
         ``after``: first read so many bytes of the response.
         """

@@ -41,11 +41,13 @@ class ThreadServer(ThreadClients):
 
     def __init__(self, preparation: Preparation, bound: list[Listener]) -> None:
         super().__init__(TrioServer(preparation, Witness()))
+        self._inner.on_hopeless = self._give_up
         self._preparation = preparation
         self._bound = bound
         self._thread = threading.Thread(target=self._main, name="trioserve.testing", daemon=True)
         self._settled = threading.Event()  # started, or failed to
         self._ended = threading.Event()
+        self._is_over = threading.Event()  # it has ended, or never will
         self._failure: BaseException | None = None
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -54,9 +56,10 @@ class ThreadServer(ThreadClients):
         self._stop_asked: trio.Event | None = None
         self._is_abandoned = False
         self._settled_at = 0
+        self._quiet = _QUIET
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.unix_path or self.url}>"
+        return repr(self._inner).replace(type(self._inner).__name__, type(self).__name__)
 
     # What it is
 
@@ -145,6 +148,13 @@ class ThreadServer(ThreadClients):
         """Requests have begun since settle was last called, or are going on."""
         return self.is_running and (self._inner.active > 0 or self.witness.begun != self._settled_at)
 
+    def take_failure(self) -> BaseException | None:
+        """Why it has ended by itself, once; None if it has not."""
+        if not self._ended.is_set():
+            return None
+        failure, self._failure = self._failure, None
+        return failure
+
     def settle(self) -> None:
         """Let the server do what it can do at once: an answer reaches its client a moment before it is on record.
 
@@ -153,8 +163,11 @@ class ThreadServer(ThreadClients):
         if not self.is_running or self._loop.is_inside:
             return
         self._settled_at = self.witness.begun
+        is_quiet = False
         with contextlib.suppress(ServerStuckError, RuntimeError):
-            self._loop.call(_wait_quiet, patience=_QUIET + 0.5)
+            is_quiet = self._loop.call(partial(_wait_quiet, self._quiet), patience=self._quiet + 0.5)
+        # One that never comes to rest is not waited for so long again.
+        self._quiet = _QUIET if is_quiet else _QUIET / 50
 
     # What can be done to it
 
@@ -209,22 +222,28 @@ class ThreadServer(ThreadClients):
                 what = f"the server has not started, as its event loop is blocked, after {seconds:g} s"
                 raise ServerStuckError.of(what, self._root, with_threads=True)
         except BaseException as error:
+            if self._thread.ident is None:  # nor will there be a thread that closes them
+                self._close_bound()
             self._abandon(error)
             raise
-        if self._ended.is_set():
-            self._thread.join()
+        if self._is_over.is_set():
+            self._stop(0)
             self._raise_failure()
 
     def _main(self) -> None:
         try:
             trio.run(self._run)
         except BaseException as error:  # it is raised in the test
-            self._failure = error
+            self._failure = self._failure or error
         finally:
-            for one in self._bound:
-                one.close()
-            self._ended.set()
-            self._settled.set()
+            self._close_bound()
+
+    def _close_bound(self) -> None:
+        for one in self._bound:
+            one.close()
+        self._ended.set()
+        self._is_over.set()
+        self._settled.set()
 
     async def _run(self) -> None:
         self._root = trio.lowlevel.current_root_task()
@@ -253,7 +272,7 @@ class ThreadServer(ThreadClients):
         self._tell(partial(self._ask_to_stop, grace))
         seconds = self._inner.seconds_to_end(grace) + _MARGIN
         try:
-            if not self._ended.wait(_finite(seconds)):
+            if not self._is_over.wait(_finite(seconds)):
                 what = f"the server's thread has not ended {seconds:g} s after it was told to stop"
                 raise ServerStuckError.of(what, self._root, with_threads=True)
         except BaseException as error:
@@ -261,7 +280,16 @@ class ThreadServer(ThreadClients):
             raise
         finally:
             self._release()
-        self._thread.join()
+        if self._ended.is_set():
+            self._thread.join()
+        else:
+            self._is_abandoned = True
+
+    def _give_up(self, stuck: ServerStuckError) -> None:
+        """In the event loop: it cannot be ended, so nobody should wait for that."""
+        self._failure = stuck
+        self._is_over.set()
+        self._settled.set()
 
     def _release(self) -> None:
         self._close_clients()
@@ -306,9 +334,12 @@ def _finite(seconds: float) -> float:
     return min(seconds, threading.TIMEOUT_MAX)
 
 
-async def _wait_quiet() -> None:
-    with trio.move_on_after(_QUIET):
+async def _wait_quiet(seconds: float) -> bool:
+    """Wait until nothing can go on in this event loop; False if that takes too long."""
+    with trio.move_on_after(seconds):
         await trio.testing.wait_all_tasks_blocked()
+        return True
+    return False
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class TrioClients(ABC):
     async def client_gone(
         self, path: str, *, method: str = "GET", headers: Headers = (), body: bytes = b"", after: int = 0
     ) -> None:
-        """Send a request, and leave without waiting for the response once its handler is running.
+        """Send a request, and leave without waiting for the response once the server has begun with it.
 
         ``after``: first read so many bytes of the response.
         """

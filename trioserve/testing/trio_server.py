@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import trio.testing
 
 from ..exchange import Address
 from ..inspector import format_task_tree
-from ..logs import WebSocketRecord, server_log
+from ..logs import WebSocketRecord
 from ..net.binding import bind_all
 from ..net.listeners import Listener
 from ..net.tls import build_client_context
@@ -34,6 +35,11 @@ _TEARDOWN_MARGIN = 1.0
 _QUIET = 1.0
 """Seconds that a program may take to come to rest before something is done to its server."""
 
+LAST_WORDS = (
+    "Trio waits for the above for ever. Only the end of the process helps. A server in a thread (serve_app, running) "
+    "would fail its test instead, and pytest-timeout ends this one."
+)
+
 _LATE = 0.9
 """The part of ``timeout_startup`` after which a start-up is looked at."""
 
@@ -49,6 +55,8 @@ class TrioServer(TrioClients):
         super().__init__(witness)
         self.grace: float | None = None
         """Seconds that running requests get at the end of ``run``; None: what the options say."""
+        self.on_hopeless: Callable[[ServerStuckError], None] = _print_last_words
+        """Called if a handler lives on after every cancellation, or in a thread: then this loop cannot end either."""
         self._preparation = preparation
         self._server: Server | None = None
         self._task: trio.lowlevel.Task | None = None
@@ -56,11 +64,12 @@ class TrioServer(TrioClients):
         self._body = trio.CancelScope()
         self._settled = trio.Event()  # started, or failed to
         self._ended = trio.Event()
-        self._is_stopping = False
+        self._is_stopping = self._is_hopeless = False
         self._failure: Exception | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.unix_path or self.url}>"
+        where = "not started" if self._server is None else self.unix_path or self.url
+        return f"<{type(self).__name__} {where}>"
 
     # What it is
 
@@ -193,7 +202,7 @@ class TrioServer(TrioClients):
             nursery.start_soon(self._serve, bound, listeners, name="trioserve.testing")
             try:
                 await self._wait_settled()
-                if self._failure is None:
+                if self._server is not None:
                     with self._body:
                         yield
             except BaseException as error:
@@ -249,7 +258,7 @@ class TrioServer(TrioClients):
             self._settled.set()
 
     async def _stop(self, grace: float | None) -> None:
-        if self._ended.is_set():
+        if self._ended.is_set() or self._is_hopeless:
             return
         self._is_stopping = True
         begun = trio.current_time()
@@ -283,10 +292,10 @@ class TrioServer(TrioClients):
             break_shields(self._task, self._scope)
             with trio.move_on_after(0.1):
                 await self._ended.wait()
-        if not self._ended.is_set():
-            # A handler that lives on after every cancellation: now only the end of the process can end this program.
-            server_log.critical("%s", stuck)
         self._failure = stuck
+        if not self._ended.is_set():
+            self._is_hopeless = True
+            self.on_hopeless(stuck)
 
     def _raise_failure(self) -> None:
         __tracebackhide__ = True
@@ -296,6 +305,10 @@ class TrioServer(TrioClients):
                 raise strip(failure)
         finally:
             failure = None
+
+
+def _print_last_words(stuck: ServerStuckError) -> None:
+    print(f"{stuck}\n\n{LAST_WORDS}", file=sys.__stderr__)
 
 
 @asynccontextmanager

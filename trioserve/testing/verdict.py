@@ -54,7 +54,9 @@ def _tame(error: BaseException) -> BaseException:
     """An error that can be raised in a test: SystemExit would end the program that runs it."""
     if isinstance(error, Exception | BaseExceptionGroup):
         return error
-    failure = TrioserveError(f"the application raised {type(error).__name__}: {error}")
+    # Not str(), which an exception of the application's may not survive.
+    what = "".join(traceback.format_exception_only(type(error), error)).splitlines()[0]
+    failure = TrioserveError(f"the application raised {what}")
     failure.__cause__ = error
     return failure
 

@@ -11,6 +11,7 @@ import trio
 from ..types import AnyValue, ASGIApp
 from .flat_nursery import open_flat_nursery
 from .memory_server import MemoryServer
+from .stuck import ServerStuckError
 from .thread_server import ThreadServer
 from .trio_server import TrioServer
 from .verdict import describe_errors, raise_errors, strip
@@ -44,9 +45,13 @@ class OpenMemoryServer(Protocol):
 
 
 class Watch:
-    """Knows the servers of a test run, and what has gone wrong in them since it was last asked."""
+    """Knows the servers of a test run, and what has gone wrong in them since it was last asked.
 
-    def __init__(self) -> None:
+    ``on_hopeless`` is told of a server that no test can be told of, because the event loop of its test cannot end.
+    """
+
+    def __init__(self, on_hopeless: Callable[[ServerStuckError], None]) -> None:
+        self._on_hopeless = on_hopeless
         self._witnesses: list[Witness] = []
         self._threads: list[ThreadServer] = []
         self._failures: list[BaseException] = []
@@ -58,6 +63,8 @@ class Watch:
             if server.has_news:
                 # A framework may answer 500 first, and then raise: the error belongs to the test that got the answer.
                 server.settle()
+        died = [server.take_failure() for server in self._threads]
+        self._failures += [failure for failure in died if failure is not None]
         self._threads = [server for server in self._threads if server.is_running]
         found = [error for witness in self._witnesses for error in witness.take_errors()]
         found += self._failures
@@ -87,10 +94,11 @@ class Watch:
             servers.append(server)
             if not allow_errors:
                 self._witnesses.append(server.witness)
-                self._threads.append(server)
+            self._threads.append(server)
             return server
 
         yield serve
+        interrupt: BaseException | None = None
         for server in reversed(servers):
             if self.is_interrupted:
                 server.abandon()
@@ -99,6 +107,10 @@ class Watch:
                 server.shutdown()
             except Exception as failure:  # raised once all have been stopped
                 self._failures.append(failure)
+            except BaseException as error:  # Ctrl-C
+                self.is_interrupted, interrupt = True, error
+        if interrupt is not None:
+            raise interrupt
 
     @asynccontextmanager
     async def tasks(
@@ -111,9 +123,10 @@ class Watch:
             async def serve(app: ASGIApp | str, *, allow_errors: bool = False, **options: AnyValue) -> ServerT:
                 __tracebackhide__ = True
                 runner = _Runner(opener(app, allow_errors=True, **options))
+                runners.append(runner)
                 nursery.start_soon(runner.run)
                 server = await runner.wait_started()
-                runners.append(runner)
+                server.on_hopeless = self._on_hopeless
                 if not allow_errors:
                     self._witnesses.append(server.witness)
                 return server
@@ -121,7 +134,7 @@ class Watch:
             yield serve
             for runner in reversed(runners):
                 await runner.stop()
-        self._failures += [runner.failure for runner in runners if runner.failure is not None]
+        self._failures += [runner.failure for runner in runners if runner.failure is not None and runner.has_started]
 
 
 class _Runner(Generic[ServerT]):
@@ -151,9 +164,12 @@ class _Runner(Generic[ServerT]):
         __tracebackhide__ = True
         await self._settled.wait()
         if self._server is None:
-            assert self.failure is not None  # only a cancellation is none, and that has ended this wait, too
-            raise strip(self.failure)
+            raise self.failure or RuntimeError("the server was cancelled before it had started")
         return self._server
+
+    @property
+    def has_started(self) -> bool:
+        return self._server is not None
 
     async def stop(self) -> None:
         self._stop.set()

@@ -108,7 +108,8 @@ class Witness(Observer):
         for error in list(self.errors):
             if not any(error is one for one in (*self._taken, *new)):
                 new.append(error)
-        self._taken += new
+        # Only those that are still in the list: their traces keep much alive.
+        self._taken = [error for error in self._taken if any(error is one for one in self.errors)] + new
         return new
 
     def _ring(self) -> None:
@@ -142,6 +143,8 @@ class Witness(Observer):
     def application_failed(self, error: BaseException, request: Request | None) -> None:
         note = "raised in the application" if request is None else f"raised in the application by {request.line}"
         if note not in getattr(error, "__notes__", ()):
+            if type(error) is RuntimeError and str(error) == "no running event loop":
+                note += "; it runs on Trio, so use trio or anyio in it, not asyncio"
             with contextlib.suppress(Exception):  # an exception may be a frozen dataclass
                 error.add_note(note)
         self.errors.append(error)
