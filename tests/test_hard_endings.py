@@ -1,4 +1,4 @@
-"""Servers under test that end hard: handlers that nothing can end, threads that cannot start, Ctrl-C at an awkward time."""
+"""Servers under test that end hard: handlers that nothing can end, threads that cannot start, awkward interrupts."""
 
 from __future__ import annotations
 
