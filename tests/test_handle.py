@@ -318,13 +318,11 @@ async def test_keyboard_interrupt_passes(autojump_clock, caplog, grouped):
             raise BaseExceptionGroup("tasks", [KeyboardInterrupt()])
         raise KeyboardInterrupt
 
-    with nothing_left(), pytest.raises(BaseExceptionGroup) as caught:
+    with nothing_left(), pytest.raises(KeyboardInterrupt):
         async with memory_server(http_app(handler)) as server:
             client = await server.connect()
             await client.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             await trio.sleep(1)
-    assert caught.group_contains(KeyboardInterrupt)
-    assert caught.value.split(KeyboardInterrupt)[1] is None
     assert errors_logged(caplog) == []
 
 
@@ -334,12 +332,11 @@ async def test_keyboard_interrupt_beside_an_error(autojump_clock, caplog):
     async def handler(scope, receive, send):
         raise BaseExceptionGroup("tasks", [KeyboardInterrupt(), ValueError("beside")])
 
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(KeyboardInterrupt):
         async with memory_server(http_app(handler)) as server:
             client = await server.connect()
             await client.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             await trio.sleep(1)
-    assert caught.group_contains(KeyboardInterrupt)
     record = application_error(caplog)
     assert record.getMessage() == "exception in the application while it was cancelled: GET / HTTP/1.1"
 

@@ -1258,12 +1258,11 @@ async def test_keyboard_interrupt_passes(autojump_clock, opens):
         raise KeyboardInterrupt
 
     with nothing_left():
-        with pytest.raises(BaseExceptionGroup) as caught:
+        with pytest.raises(KeyboardInterrupt):
             async with memory(handler) as server:
                 client = await server.connect()
                 await client.raw(handshake_bytes())
                 await trio.sleep(50)
-        assert caught.group_contains(KeyboardInterrupt, depth=None)
 
 
 # Time
