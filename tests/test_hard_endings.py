@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ from trioserve import LifespanError, TrioserveError
 from trioserve.testing import ServerStuckError, TrioServer, open_server, running, thread_server
 from trioserve.testing.preparation import prepare
 from trioserve.testing.thread_server import ThreadServer
+from trioserve.testing.trio_server import LAST_WORDS
 from trioserve.testing.verdict import raise_errors
 from trioserve.testing.watch import Watch
 from trioserve.testing.witness import Witness
@@ -135,6 +137,33 @@ def test_a_handler_that_lives_for_ever_in_the_loop_of_its_test_is_shown(tmp_path
         program.signal(signal.SIGKILL)
 
 
+def test_the_last_words_are_printed_past_all_capturing(monkeypatch):
+    """Outside pytest they go to the process's own standard error."""
+    printed = io.StringIO()
+    monkeypatch.setattr("sys.__stderr__", printed)
+    server = TrioServer(prepare(respond(), tls=False, options={}), Witness())
+    server.on_hopeless(ServerStuckError("tasks"))
+    assert printed.getvalue() == f"tasks\n\n{LAST_WORDS}\n"
+
+
+@pytest.mark.parametrize("options", [(), ("-p", "no:capture")])
+def test_the_last_words_are_shown_on_the_terminal(pytester, options):
+    """The plugin shows them whatever pytest captures."""
+    pytester.makepyfile(
+        """
+        from trioserve.pytest_plugin import _watch
+        from trioserve.testing import ServerStuckError
+
+        def test_it(pytestconfig):
+            _watch(pytestconfig)._on_hopeless(ServerStuckError("tasks"))
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+    result.assert_outcomes(passed=1)
+    assert f"tasks\n\n{LAST_WORDS}" in result.stderr.str()
+    assert LAST_WORDS not in result.stdout.str()
+
+
 # Errors that cannot be shown, or are no Exception
 
 
@@ -173,6 +202,55 @@ def test_an_exit_in_the_lifespan_is_no_refusal():
 
     with pytest.raises(LifespanError, match="raised before lifespan.startup was received: SystemExit: no database$"):
         ThreadServer.start(app)
+
+
+def test_an_error_of_the_lifespan_that_cannot_be_shown():
+    """A start-up whose error cannot be shown fails like any other, and does not hang."""
+
+    class Bad(Exception):
+        def __str__(self) -> str:
+            raise TypeError("no words")
+
+    async def app(scope, receive, send):
+        await receive()
+        raise Bad
+
+    with pytest.raises(LifespanError, match="^the application's lifespan raised during start-up: Bad$"):
+        ThreadServer.start(app)
+
+
+async def test_a_client_over_tls_that_leaves_amid_its_upload():
+    """It is gone at once, though the rest of its body can never be sent, and the server has no room to notice."""
+
+    async def handler(scope, receive, send):
+        await trio.sleep_forever()
+
+    async with open_server(http_app(handler), tls=True, timeout_graceful_shutdown=0) as server:
+        with trio.fail_after(10):
+            await server.client_gone("/", method="POST", body=bytes(20_000_000))
+        assert server.active == 1
+
+
+def test_a_second_shutdown_waits_with_the_first():
+    """Without a grace of its own it changes nothing, and returns when the server has ended."""
+    freed = threading.Event()
+
+    async def handler(scope, receive, send):
+        await trio.to_thread.run_sync(freed.wait)
+
+    server = ThreadServer.start(http_app(handler), timeout_graceful_shutdown=30, timeout_disconnect_grace=None)
+    server.client_gone("/")
+    first = threading.Thread(target=server.shutdown)
+    first.start()
+    wait_until(server._stop_asked.is_set, "the first shutdown")
+    second = threading.Thread(target=server.shutdown)
+    second.start()
+    server._loop.call(trio.lowlevel.checkpoint)  # after what the second has asked for
+    freed.set()
+    for thread in (first, second):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not server.is_running
 
 
 async def test_asyncio_in_a_handler():

@@ -1257,12 +1257,11 @@ async def test_keyboard_interrupt_passes(autojump_clock, opens):
             await send(ACCEPT_MESSAGE)
         raise KeyboardInterrupt
 
-    with nothing_left():
-        with pytest.raises(KeyboardInterrupt):
-            async with memory(handler) as server:
-                client = await server.connect()
-                await client.raw(handshake_bytes())
-                await trio.sleep(50)
+    with nothing_left(), pytest.raises(KeyboardInterrupt):
+        async with memory(handler) as server:
+            client = await server.connect()
+            await client.raw(handshake_bytes())
+            await trio.sleep(50)
 
 
 # Time

@@ -288,6 +288,19 @@ async def test_cancelled_supervisor_leaves_no_worker(folder):
         os.kill(worker.pid, 0)
 
 
+async def test_the_health_of_a_worker_that_leaves_is_not_watched(autojump_clock):
+    """A worker may be silent once it has been told to stop."""
+    worker = Worker("main:app", Config(port=0), (), lambda: None)
+    worker._is_ready.set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker._watch_health, None)
+        await trio.testing.wait_all_tasks_blocked()
+        worker.order(Order.STOP)
+        with trio.fail_after(1000):
+            while nursery.child_tasks:
+                await trio.sleep(1)
+
+
 async def test_order_before_the_process(folder):
     """A worker that is to stop before it is there is told so with its job."""
     news = []

@@ -44,6 +44,7 @@ class Lifespan:
         self._config = config
         self._on_failure = on_failure
         self._step = _Step.CALLED
+        self._is_interrupted = False
         self._said = ""  # why the application says that it failed
         self._settled = trio.Event()  # start-up is over, well or badly
         self._stop = trio.Event()
@@ -70,6 +71,7 @@ class Lifespan:
             with self._scope:
                 await self._app(scope, self._receive, self._send)
         except (KeyboardInterrupt, GeneratorExit):
+            self._is_interrupted = True
             raise
         except BaseException as error:  # noqa: BLE001 - the boundary round the lifespan; judged below
             raised = error
@@ -110,7 +112,7 @@ class Lifespan:
             await self._settled.wait()
         if not self._settled.is_set():
             self._fail(f"the application did not start within {self._config.timeout_startup:g} s", None)
-        return self.error is None and self._step is not _Step.FAILED
+        return self.error is None and self._step is not _Step.FAILED and not self._is_interrupted
 
     async def shutdown(self) -> None:
         """Let the application shut down, if it started, and wait until its task has ended."""

@@ -45,5 +45,3 @@ async def receive_answer(stream: trio.abc.ReceiveStream, method: str) -> Answer:
         elif isinstance(event, h11.EndOfMessage):
             assert head is not None  # h11 sees to that
             return Answer(head.status_code, list(head.headers), bytes(body))
-        elif isinstance(event, h11.ConnectionClosed):
-            raise trio.BrokenResourceError("the server has closed the connection without an answer")
