@@ -78,8 +78,8 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "report")
     else:
         session.run("python", *parallel)
-    # Two processes, each of which runs whole files one after the other.
-    session.run("pytest", "--numprocesses=2", "--dist=loadfile", f"--randomly-seed={second}", *session.posargs)
+    # Processes, each of which runs whole files one after the other.
+    session.run("pytest", "--numprocesses=4", "--dist=loadfile", f"--randomly-seed={second}", *session.posargs)
 
 
 @nox.session(python=FOUND[0])

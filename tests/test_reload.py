@@ -506,6 +506,7 @@ def test_application_that_cannot_start(folder, broken):
         assert page.body.startswith("The application does not start\n\n")
         assert re.search(reason, page.body)
         assert len(re.findall(reason, program.errors)) == len(re.findall(reason, page.body))
+        program.wait_for("until then every request gets 503 and the reason\n")
         # The page has what the log has, as the worker wrote it.
         assert page.body.removeprefix("The application does not start\n\n") in program.errors
         assert program.errors.count("waiting for a change; until then every request gets 503 and the reason\n") == 1

@@ -144,15 +144,17 @@ class _Runner(Generic[ServerT]):
         self._opening = opening
         self._server: ServerT | None = None
         self._settled = trio.Event()
+        self._scope = trio.CancelScope()
         self._stop = trio.Event()
         self._ended = trio.Event()
         self.failure: Exception | None = None
 
     async def run(self) -> None:
         try:
-            async with self._opening as self._server:
-                self._settled.set()
-                await self._stop.wait()
+            with self._scope:
+                async with self._opening as self._server:
+                    self._settled.set()
+                    await self._stop.wait()
         except Exception as failure:  # raised where the server is waited for, or once it has ended
             self.failure = strip(failure)
         finally:
@@ -173,4 +175,6 @@ class _Runner(Generic[ServerT]):
 
     async def stop(self) -> None:
         self._stop.set()
+        if not self.has_started:
+            self._scope.cancel()  # nobody waits for it any more
         await self._ended.wait()
