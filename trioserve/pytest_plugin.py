@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .testing import OpenMemoryServer, OpenTrioServer, ServeApp
     from .testing.stuck import ServerStuckError
     from .testing.watch import Watch
+    from .types import AnyValue
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ def _show_last_words(config: pytest.Config, stuck: ServerStuckError) -> None:
     """Show on the terminal what no report ever will, as the event loop of the test cannot end."""
     from .testing.trio_server import LAST_WORDS  # noqa: PLC0415 - see above
 
-    capture = config.pluginmanager.getplugin("capturemanager")
+    capture: AnyValue = config.pluginmanager.getplugin("capturemanager")
     with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
         print(f"\n{stuck}\n\n{LAST_WORDS}", file=sys.stderr, flush=True)  # noqa: T201 - the terminal is meant
 
