@@ -253,6 +253,19 @@ def test_a_second_shutdown_waits_with_the_first():
     assert not server.is_running
 
 
+async def test_an_answer_after_others():
+    """What the server sends before the answer, such as early hints, is not the answer."""
+
+    async def handler(scope, receive, send):
+        await send({"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async with open_server(http_app(handler)) as server:
+        answer = await server.request()
+    assert (answer.status, answer.text) == (200, "hello")
+
+
 async def test_asyncio_in_a_handler():
     """Who takes asyncio for the loop is told in which one the handler runs."""
     import asyncio
