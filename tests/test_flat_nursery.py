@@ -211,3 +211,18 @@ async def test_an_error_is_freed_once_it_has_been_handled():
         assert kept() is None
     finally:
         gc.enable()
+
+
+async def test_a_nursery_that_is_cancelled_by_its_own_scope():
+    """What its own scope cancels ends with it: the code after the block runs."""
+    async with open_flat_nursery() as nursery:
+        nursery.cancel_scope.cancel()
+        await trio.sleep_forever()
+    await trio.lowlevel.checkpoint()
+    with trio.CancelScope() as outer:
+        async with open_flat_nursery() as nursery:
+            nursery.cancel_scope.cancel()
+            outer.cancel()
+            await trio.sleep_forever()
+        pytest.fail("what is cancelled from outside goes on")
+    assert outer.cancelled_caught

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 
 import trio
 
@@ -27,6 +28,9 @@ async def open_flat_nursery() -> AsyncIterator[trio.Nursery]:
         # Cancelled: by the nursery, because of what the group holds.
         if raised is None or isinstance(raised, trio.Cancelled) or group.subgroup(KeyboardInterrupt) is not None:
             raised = _unwrap(group)
+    # Cancelled by its own scope, and not from outside: as with any nursery, that ends here.
+    if isinstance(raised, trio.Cancelled) and trio.current_effective_deadline() != -inf:
+        raised = None
     if raised is None:
         return
     context = raised.__context__
