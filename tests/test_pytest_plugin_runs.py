@@ -259,10 +259,6 @@ IN_LOOPS = {
         "@pytest.mark.trio\nasync def test_it(trio_server): await fetch(await trio_server(app), '/wait')"
     ),
     "start, pytest-trio": "@pytest.mark.trio\nasync def test_it(trio_server): await trio_server(hanging)",
-    "request, anyio": (
-        "@pytest.mark.anyio\nasync def test_it(trio_server): await fetch(await trio_server(app), '/wait')"
-    ),
-    "start, anyio": "@pytest.mark.anyio\nasync def test_it(trio_server): await trio_server(hanging)",
 }
 
 
