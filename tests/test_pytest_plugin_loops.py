@@ -471,7 +471,7 @@ def test_a_test_that_is_not_async(plain, kind, fixture):
     for test in ("test_it", "test_again"):
         result.stdout.fnmatch_lines(
             f"{fixture} is for async tests that run on Trio, by pytest-trio or by anyio's plugin, "
-            f"and {test} is not async. Use serve_app."
+            f"and {test} is not async: use serve_app."
         )
     result.stdout.no_fnmatch_line("*pytest_plugin*")
 

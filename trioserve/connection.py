@@ -18,7 +18,7 @@ from .logs import log_application_error, server_log
 from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
 from .net.reactor import Reactor
 from .net.socket_transport import SocketTransport
-from .net.stream_transport import StreamTransport, make_close_reset
+from .net.stream_transport import StreamTransport, close_by_reset
 from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
 from .transport import Transport
 from .wire.codec_h11 import H11Codec, HeadCache
@@ -61,8 +61,7 @@ class Connections:
     async def drop(self) -> None:
         """Lose every connection, in a way its client cannot mistake for an end."""
         for stream in list(self._handshaking):
-            make_close_reset(stream)
-            await trio.aclose_forcefully(stream)
+            await close_by_reset(stream)
         for transport in list(self._transports):
             await transport.lose()
 

@@ -106,11 +106,13 @@ def pytest_refuse_without_loop(item: pytest.Item) -> None:
     if test is None or (inspect.iscoroutinefunction(test) and _has_runner(item)):
         return
     known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    is_marked_wrong = inspect.iscoroutinefunction(test)
+    what = "marked for neither: use @pytest.mark.trio" if is_marked_wrong else "not async: use serve_app"
     for name in _ASYNC_FIXTURES:
         if name in known and known[name][-1].func.__module__ == __name__:
             pytest.fail(
                 f"{name} is for async tests that run on Trio, by pytest-trio or by anyio's plugin, and {item.name} is "
-                f"{'marked for neither' if inspect.iscoroutinefunction(test) else 'not async. Use serve_app'}.",
+                f"{what}.",
                 pytrace=False,
             )
 

@@ -311,17 +311,13 @@ class StreamTransport:
     async def lose(self) -> None:
         self.is_broken = True
         self._leave()
-        bare = self._stream
-        while isinstance(bare, trio.SSLStream):
-            bare = bare.transport_stream
-        make_close_reset(bare)
-        await trio.aclose_forcefully(bare)
+        await close_by_reset(self._stream)
 
     async def aclose(self, *, reset: bool = False) -> None:
         self._write_timer.close()
         self.is_broken = True
         if reset:
-            make_close_reset(self._stream)
+            _make_close_reset(self._stream)
         self._watch_scope.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_PATIENCE):
             if self._watch_ended is not None:
@@ -340,7 +336,15 @@ def _read_at(file: int, offset: int, count: int) -> bytes:
     return os.read(file, count)
 
 
-def make_close_reset(stream: trio.abc.Stream) -> None:
+async def close_by_reset(stream: trio.abc.Stream) -> None:
+    """Close at once, without a goodbye, in a way the peer cannot mistake for an end."""
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    _make_close_reset(stream)
+    await trio.aclose_forcefully(stream)
+
+
+def _make_close_reset(stream: trio.abc.Stream) -> None:
     """Let closing send RST. On a stream that is no socket the end of the bytes must speak for itself."""
     if isinstance(stream, trio.SocketStream) and stream.socket.family != getattr(socket, "AF_UNIX", None):
         with contextlib.suppress(OSError):

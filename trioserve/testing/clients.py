@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ..net.stream_transport import make_close_reset
+from ..net.stream_transport import close_by_reset
 from ..types import Headers
 
 
@@ -64,13 +64,11 @@ class Upload:
 
     async def leave(self) -> None:
         """Close the connection."""
-        if not self._is_sent:
-            # The end would wait in the kernel behind what the other side does not take.
-            bare = self._stream
-            while isinstance(bare, trio.SSLStream):
-                bare = bare.transport_stream
-            make_close_reset(bare)
-        await trio.aclose_forcefully(self._stream)
+        if self._is_sent:
+            await trio.aclose_forcefully(self._stream)
+        else:
+            # Its end would wait in the kernel behind what the other side does not take.
+            await close_by_reset(self._stream)
 
 
 async def read_at_least(stream: trio.abc.ReceiveStream, count: int) -> None:

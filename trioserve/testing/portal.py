@@ -29,10 +29,6 @@ class Portal:
         self._thread = threading.current_thread()
 
     @property
-    def root(self) -> trio.lowlevel.Task | None:
-        return self._root
-
-    @property
     def is_inside(self) -> bool:
         """Whether this is the event loop's own thread, which must not wait for itself."""
         return threading.current_thread() is self._thread

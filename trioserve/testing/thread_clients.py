@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,11 +11,12 @@ from functools import partial
 from ..net.tls import build_client_context
 from ..types import AnyValue, Headers
 from .blocking import BlockingClient, WebSocketOpening
+from .handle import Handle
 from .portal import PATIENCE, Portal
 from .trio_server import TrioServer
 
 
-class ThreadClients(ABC):
+class ThreadClients(Handle):
     """Makes clients of a server that runs in the event loop of another thread."""
 
     def __init__(self, inner: TrioServer) -> None:
@@ -34,7 +35,7 @@ class ThreadClients(ABC):
         """
         self._loop.refuse_inside()
         with ExitStack() as opened:
-            location, ca = self._inner.location, self._inner.ca
+            location, ca = self.location, self.ca
             if location.unix_path is not None:
                 made = opened.enter_context(socket.socket(socket.AF_UNIX))
                 made.settimeout(timeout)

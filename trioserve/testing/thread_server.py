@@ -16,15 +16,16 @@ from ..logs import WebSocketRecord
 from ..net.binding import bind_all_now
 from ..net.listeners import Listener
 from ..server import Server
-from ..types import AnyValue, ASGIApp, State
+from ..types import AnyValue, ASGIApp
 from .flat_nursery import open_flat_nursery
+from .location import Location
 from .portal import PATIENCE, Portal
 from .preparation import Preparation, prepare
 from .stuck import ServerStuckError
 from .thread_clients import ThreadClients
 from .trio_server import TrioServer
-from .verdict import add_note, raise_errors, strip, tell_errors
-from .witness import FinishedRequest, Witness
+from .verdict import raise_errors, strip, tell_errors
+from .witness import FinishedRequest, Witness, add_note
 
 if TYPE_CHECKING:
     from .authority import Authority
@@ -65,40 +66,15 @@ class ThreadServer(ThreadClients):
 
     @property
     def server(self) -> Server:
-        """The server's own handle; its methods are for the server's thread."""
         return self._inner.server
 
     @property
-    def url(self) -> str:
-        """Such as "http://127.0.0.1:41234", without a slash at the end."""
-        return self._inner.url
-
-    @property
-    def ws_url(self) -> str:
-        return self._inner.ws_url
-
-    @property
-    def host(self) -> str:
-        return self._inner.host
-
-    @property
-    def port(self) -> int:
-        """0 for a unix socket."""
-        return self._inner.port
-
-    @property
-    def unix_path(self) -> str | None:
-        return self._inner.unix_path
+    def location(self) -> Location:
+        return self._inner.location
 
     @property
     def ca(self) -> Authority | None:
-        """The authority behind the certificate; None without ``tls=True``."""
         return self._inner.ca
-
-    @property
-    def state(self) -> State:
-        """What the application's lifespan put into its state."""
-        return self._inner.state
 
     # What has happened
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
@@ -14,8 +14,8 @@ from ..exchange import Address
 from ..types import AnyValue, Headers
 from .clients import SlowClient, Upload, build_request, read_at_least
 from .flat_nursery import open_flat_nursery
+from .handle import Handle
 from .http_client import Answer, receive_answer
-from .location import Location
 from .witness import Witness
 
 HANDSHAKE_PATIENCE = 10.0
@@ -25,16 +25,12 @@ CLOSE_PATIENCE = 5.0
 """Seconds that a WebSocket of ours waits for the other close frame."""
 
 
-class TrioClients(ABC):
+class TrioClients(Handle):
     """Makes clients of a server; ``witness`` is told of its requests."""
 
     def __init__(self, witness: Witness) -> None:
         self.witness = witness
         self._streams: list[trio.abc.Stream] = []
-
-    @property
-    @abstractmethod
-    def location(self) -> Location: ...
 
     @abstractmethod
     async def _open(self, *, reads_little: bool = False) -> tuple[trio.abc.Stream, Address | None]:

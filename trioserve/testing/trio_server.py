@@ -17,14 +17,14 @@ from ..net.binding import bind_all
 from ..net.listeners import Listener
 from ..net.tls import build_client_context
 from ..server import Server, serve_observed
-from ..types import AnyValue, ASGIApp, State
+from ..types import AnyValue, ASGIApp
 from .flat_nursery import open_flat_nursery
 from .location import Location, connect_to
 from .preparation import Preparation, prepare
 from .stuck import ServerStuckError, break_shields
 from .trio_clients import HANDSHAKE_PATIENCE, TrioClients
-from .verdict import add_note, raise_errors, strip, tell_errors
-from .witness import FinishedRequest, Witness
+from .verdict import raise_errors, strip, tell_errors
+from .witness import FinishedRequest, Witness, add_note
 
 if TYPE_CHECKING:
     from .authority import Authority
@@ -75,7 +75,6 @@ class TrioServer(TrioClients):
 
     @property
     def server(self) -> Server:
-        """The server's own handle, with ``statistics()`` and more."""
         assert self._server is not None  # nobody gets hold of this before the start
         return self._server
 
@@ -84,36 +83,8 @@ class TrioServer(TrioClients):
         return Location.of(self.server.addresses[0], uses_tls=self._preparation.config.uses_tls)
 
     @property
-    def url(self) -> str:
-        """Such as "http://127.0.0.1:41234", without a slash at the end."""
-        return self.location.url
-
-    @property
-    def ws_url(self) -> str:
-        return self.location.ws_url
-
-    @property
-    def host(self) -> str:
-        return self.location.host
-
-    @property
-    def port(self) -> int:
-        """0 for a unix socket and for memory streams."""
-        return self.location.port
-
-    @property
-    def unix_path(self) -> str | None:
-        return self.location.unix_path
-
-    @property
     def ca(self) -> Authority | None:
-        """The authority behind the certificate; None without ``tls=True``."""
         return self._preparation.authority
-
-    @property
-    def state(self) -> State:
-        """What the application's lifespan put into its state."""
-        return self.server.state
 
     # What has happened
 

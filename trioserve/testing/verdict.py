@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import trio
 
 from ..errors import TrioserveError
 from ..process.loader import user_traceback
-from .witness import Witness
+from .witness import Witness, add_note
 
 E = TypeVar("E", bound=BaseException)
 
@@ -37,12 +36,6 @@ def tell_errors(witness: Witness) -> Iterator[None]:
             if one is not error:
                 add_note(error, describe_errors([one]))
         raise
-
-
-def add_note(error: BaseException, text: str) -> None:
-    """Add a note, if the error takes one: it may be a frozen dataclass."""
-    with contextlib.suppress(Exception):
-        error.add_note(text)
 
 
 def describe_errors(errors: Sequence[BaseException]) -> str:

@@ -142,9 +142,14 @@ class Witness(Observer):
 
     def application_failed(self, error: BaseException, request: Request | None) -> None:
         note = "raised in the application" if request is None else f"raised in the application by {request.line}"
+        if type(error) is RuntimeError and str(error) == "no running event loop":
+            note += "; it runs on Trio, so use trio or anyio in it, not asyncio"
         if note not in getattr(error, "__notes__", ()):
-            if type(error) is RuntimeError and str(error) == "no running event loop":
-                note += "; it runs on Trio, so use trio or anyio in it, not asyncio"
-            with contextlib.suppress(Exception):  # an exception may be a frozen dataclass
-                error.add_note(note)
+            add_note(error, note)
         self.errors.append(error)
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note, if the error takes one: it may be a frozen dataclass."""
+    with contextlib.suppress(Exception):
+        error.add_note(text)
