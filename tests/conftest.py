@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from . import support
+
 pytest_plugins = ("pytester",)
 
 collect_ignore = ["examples"]
@@ -42,3 +44,11 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     item.obj = to_the_end
     yield
     assert ends, "the test was cut short"
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test on both codecs: it is what servers use that are not told which, and the fixture's value."""
+    name: str = request.param
+    monkeypatch.setattr(support, "HTTP", name)
+    return name

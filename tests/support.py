@@ -227,9 +227,13 @@ async def run_server(server: TrioServer, recorder: Recorder, **what: AnyValue) -
         server.cancel()
 
 
+HTTP = "auto"
+"""The codec of servers that are not told which; the fixture ``codec`` sets it."""
+
+
 def prepare_fully(app: ASGIApp, config: Config | None, options: PlainValues) -> Preparation:
     """As the testing tools prepare, but with the deadlines of servers that are not under test."""
-    config = Config(**options) if config is None else config.replace(**options)
+    config = Config.from_plain({"http": HTTP}).replace(**options) if config is None else config.replace(**options)
     return prepare(app, tls=False, options=config.to_plain())
 
 

@@ -23,7 +23,7 @@ from trioserve.observer import Phase
 
 from .support import Client, Recorder, http_app, memory_server, open_descriptors, respond, send_text, socket_server
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("codec")]
 
 
 class Authority:

@@ -12,6 +12,8 @@ from trioserve.types import ASGIApp, Receive, Scope, Send
 
 from .support import memory_server, plain_lifespan, send_text, socket_server
 
+pytestmark = pytest.mark.usefixtures("codec")
+
 word: ContextVar[str] = ContextVar("word", default="unset")
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 

@@ -9,10 +9,11 @@ from trioserve.wire.rules import (
     CHUNK_LINE_LIMIT,
     ChunkScanner,
     check_beginning,
-    check_coding,
     check_fields,
+    check_lengths,
     check_raw_head,
     check_target,
+    explain_refusal,
     too_long,
 )
 
@@ -64,8 +65,10 @@ WRONG_HEADS = {
     "HTTP/2.0": (b"GET / HTTP/2.0\r\n\r\n", 505),
     "HTTP/1.2": (b"GET / HTTP/1.2\r\n\r\n", 505),
     "HTTP/0.9 spelled out": (b"GET / HTTP/0.9\r\n\r\n", 505),
-    "a repeated length": (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nCONTENT-LENGTH: 5\r\n\r\n", 400),
-    "a listed length": (b"GET / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", 400),
+    "a line without a colon": (b"GET / HTTP/1.1\r\nA\r\n\r\n", 400),
+    "a space before the colon": (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", 400),
+    "an empty name": (b"GET / HTTP/1.1\r\n: b\r\n\r\n", 400),
+    "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\n\r\n", 501),
     "too many fields": (b"GET / HTTP/1.1\r\nA: 1\r\nA: 2\r\nA: 3\r\nA: 4\r\n\r\n", 431),
 }
 
@@ -90,7 +93,8 @@ def test_a_wrong_head_is_refused(name: str) -> None:
 )
 def test_a_right_head_passes(head: bytes) -> None:
     """A head as the RFC has it passes, also with as many fields as are allowed and bytes above ASCII in values."""
-    check_raw_head(head, max_fields=3)
+    method, target, version = check_raw_head(head, max_fields=3)
+    assert head.startswith(f"{method} {target.decode()} HTTP/{version}\r\n".encode())
 
 
 @pytest.mark.parametrize(
@@ -164,13 +168,45 @@ def test_wrong_framing_is_refused(name: str) -> None:
 )
 def test_right_framing_gives_the_length(headers: Fields, version: str, length: int | None) -> None:
     """The length of a body is its Content-Length, nothing where there is none, and unknown where it is chunked."""
-    assert check_fields(headers, version) == length
+    assert check_fields(headers, version)[0] == length
+
+
+@pytest.mark.parametrize(
+    ("headers", "version", "closes", "expects"),
+    [
+        ([], "1.1", False, False),
+        ([(b"connection", b"keep-alive")], "1.1", False, False),
+        ([(b"connection", b"x ,\tClose")], "1.1", True, False),
+        ([(b"connection", b"close"), (b"connection", b"x")], "1.1", True, False),
+        ([(b"connection", b"closed")], "1.1", False, False),
+        ([(b"connection", b"keep-alive")], "1.0", True, False),
+        ([(b"expect", b"100-Continue")], "1.1", False, True),
+        ([(b"expect", b"100-continue"), (b"expect", b"x")], "1.1", False, True),
+        ([(b"expect", b"x")], "1.1", False, False),
+        ([(b"expect", b"100-continue")], "1.0", True, False),
+    ],
+)
+def test_what_the_client_expects_of_the_connection(headers: Fields, version: str, closes: bool, expects: bool) -> None:
+    """Whether it closes after the request, as every HTTP/1.0 client does here, and whether it waits for 100."""
+    assert check_fields([(b"host", b"a"), *headers], version) == (0, closes, expects)
+
+
+@pytest.mark.parametrize("lengths", [b"Content-Length: 5\r\nCONTENT-LENGTH: 5", b"content-length: 5, 5"])
+def test_lengths_that_agree_are_refused(lengths: bytes) -> None:
+    """A repeated or listed length is refused in the bytes of the head, as h11 makes one of them."""
+    with pytest.raises(ProtocolError, match="Content-Length must be one number"):
+        check_lengths(b"GET / HTTP/1.1\r\n%b\r\n\r\n" % lengths)
+
+
+@pytest.mark.parametrize("fields", [b"", b"Content-Length: 5\r\nA: 1, 2\r\nX-Content-Length: 5\r\n"])
+def test_one_length_passes(fields: bytes) -> None:
+    """No length, or one, passes, whatever other fields there are."""
+    check_lengths(b"GET / HTTP/1.1\r\n%b\r\n" % fields)
 
 
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [
-        ("CONNECT", b"a:80", 501),
         ("GET", b"/a#b", 400),
         ("GET", b"*", 400),
         ("GET", b"a/b", 400),
@@ -251,6 +287,8 @@ WRONG_CHUNKS = {
     "a folded trailer": (b"0\r\nA: 1\r\n b\r\n", 400),
     "NUL in a trailer": (b"0\r\nA: \x00\r\n", 400),
     "a bare LF after a trailer": (b"0\r\nA: 1\n", 400),
+    "a length in a trailer": (b"0\r\nContent-Length: 5\r\n", 400),
+    "a coding in a trailer": (b"0\r\ntransfer-encoding:chunked\r\n", 400),
 }
 
 
@@ -267,8 +305,14 @@ def test_a_wrong_chunked_body_is_refused(name: str) -> None:
     ("coding", "status"),
     [(b"chunked, gzip", 400), (b"identity", 400), (b"", 400), (b"chunked;q=1", 400), (b"gzip, chunked", 501)],
 )
-def test_a_transfer_coding_that_h11_refuses_gets_the_status_of_the_rfc(coding: bytes, status: int) -> None:
+def test_a_transfer_coding_that_a_parser_refuses_gets_the_status_of_the_rfc(coding: bytes, status: int) -> None:
     """A last coding that is not chunked leaves the length unknown: 400. One that is not understood before it: 501."""
-    with pytest.raises(ProtocolError) as caught:
-        check_coding(b"POST / HTTP/1.1\r\nTransfer-Encoding: " + coding + b"\r\n\r\n")
-    assert caught.value.status == status
+    error = explain_refusal(b"POST / HTTP/1.1\r\nTransfer-Encoding: " + coding + b"\r\n\r\n")
+    assert (error.status, "Transfer-Encoding" in error.reason or "transfer coding" in error.reason) == (status, True)
+
+
+def test_what_a_parser_refuses_for_another_reason_is_a_bad_request() -> None:
+    """A head in which the rules find nothing wrong, and a length that is wrong before its coding is looked at."""
+    assert explain_refusal(b"GET / HTTP/1.1\r\nA : b\r\n\r\n").reason == "The request head is not valid HTTP/1.1."
+    both = b"PUT / HTTP/1.1\r\nContent-Length: 5, 5\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+    assert explain_refusal(both).reason == "Content-Length must be one number."

@@ -125,7 +125,9 @@ class Config:
         check=_check_dotted_name,
     )
 
-    http: Literal["auto", "h11"] = option("auto", Group.HTTP, "HTTP/1.1 implementation.")
+    http: Literal["auto", "h11", "httptools"] = option(
+        "auto", Group.HTTP, "HTTP/1.1 implementation: auto takes httptools if it is installed, else h11."
+    )
     server_header: bool = option(True, Group.HTTP, "Send a Server field.")
     date_header: bool = option(True, Group.HTTP, "Send a Date field.")
     header: tuple[str, ...] = option(

@@ -21,7 +21,7 @@ from .net.socket_transport import SocketTransport
 from .net.stream_transport import StreamTransport, close_by_reset
 from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
 from .transport import Transport
-from .wire.codec_h11 import H11Codec, HeadCache
+from .wire.codecs import codec_maker
 from .wire.http11 import HTTP11Connection
 
 HANDSHAKE_PATIENCE_AT_STOP = 1.0
@@ -41,7 +41,7 @@ class Connections:
     def __init__(self, server: ServerContext, tls: TLS | None = None) -> None:
         self._server = server
         self.tls = tls
-        self._heads = HeadCache()
+        self._make_codec = codec_maker(server.config)
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         self._transports: set[Transport] = set()
         self._handshaking: set[trio.abc.Stream] = set()
@@ -95,8 +95,7 @@ class Connections:
             # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it.
             # So the application runs in a child task, and what comes out of that ends here.
             async with trio.open_nursery() as nursery:
-                codec = H11Codec(server.config, self._heads)
-                connection = HTTP11Connection(transport, codec, endpoint, server, nursery)
+                connection = HTTP11Connection(transport, self._make_codec(), endpoint, server, nursery)
                 server.base.copy().run(lambda: nursery.start_soon(connection.run))
                 if isinstance(transport, StreamTransport):
                     await transport.watch()

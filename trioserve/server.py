@@ -20,6 +20,7 @@ from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_
 from .net.tls import TLS, load_tls
 from .observer import Observer, Phase
 from .types import AnyValue, ASGIApp, PlainValues, State
+from .wire.codecs import codec_name
 
 
 class Server:
@@ -196,6 +197,7 @@ async def serve_observed(
     given = list(sockets)
     own = [*bound, *(Listener.from_listener(one, tls=False) for one in listeners)]
     try:
+        codec_name(config)
         tls = load_tls(config)
         if config.factory:
             app = _call_factory(app)

@@ -25,6 +25,8 @@ from ..programs import Program, start
 from ..support import http_app, socket_server
 from .clients import PATIENCE, REPOSITORY, SERVE, curl, find_tool, wait_until
 
+pytestmark = pytest.mark.usefixtures("codec")
+
 CONTENT = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 

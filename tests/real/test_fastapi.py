@@ -19,6 +19,8 @@ from trioserve.logs import Outcome
 from ..support import socket_server
 from .clients import PATIENCE, wait, wait_until
 
+pytestmark = pytest.mark.usefixtures("codec")
+
 
 class Item(BaseModel):
     name: str

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import httpx
+import pytest
 import sniffio
 import trio
 import trio.lowlevel
@@ -19,6 +20,8 @@ from trioserve.logs import Outcome
 
 from ..support import socket_server
 from .clients import PATIENCE, wait, wait_until
+
+pytestmark = pytest.mark.usefixtures("codec")
 
 
 @dataclass

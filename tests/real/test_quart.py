@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import httpx
+import pytest
 import trio
 from quart import request
 from quart_trio import QuartTrio
@@ -13,6 +14,8 @@ from trioserve.logs import Outcome
 
 from ..support import socket_server
 from .clients import PATIENCE, wait, wait_until
+
+pytestmark = pytest.mark.usefixtures("codec")
 
 
 def make_app():

@@ -18,9 +18,12 @@ from ..support import socket_server
 from .clients import REPOSITORY, SERVE, curl, wait, wait_until
 
 # sse-starlette leaves its generator to the garbage collector when it is cancelled, and Trio warns where it finds one.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("codec"),
+    pytest.mark.filterwarnings(
+        "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
 class Events:

@@ -22,6 +22,8 @@ from trioserve.logs import Outcome
 from ..support import socket_server
 from .clients import PATIENCE, wait, wait_until
 
+pytestmark = pytest.mark.usefixtures("codec")
+
 # Starlette abandons a StreamingResponse's generator when its client leaves, and Trio warns where it finds one.
 ABANDONED = pytest.mark.filterwarnings(
     "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable
 
 from ..logs import server_log
+from ..wire.codecs import codec_name
 from .settings import Settings
 
 
@@ -16,9 +17,8 @@ def announce(name: str, urls: Iterable[str], settings: Settings) -> None:
     server_log.info("trioserve %s serves %s%s", read_version(), name, workers)
     for url in urls:
         server_log.info("listening on %s", url)
-    codec = "h11" if config.http == "auto" else config.http
     file = f"settings from {settings.file}; " if settings.file else ""
-    server_log.info("HTTP/1.1 by %s; %sCtrl-C stops", codec, file)
+    server_log.info("HTTP/1.1 by %s; %sCtrl-C stops", codec_name(config), file)
 
 
 def read_version() -> str:

@@ -11,6 +11,7 @@ import trio
 from ..errors import AppLoadError, StartupError
 from ..logs import server_log
 from ..net.tls import load_tls
+from ..wire.codecs import codec_name
 from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
@@ -59,6 +60,7 @@ class Supervisor:
             try:
                 if self._folder == os.curdir:
                     raise AppLoadError("the current folder does not exist any more")
+                codec_name(self.config)
                 self._try_tls()
                 await self.sockets.bind()
                 async with trio.open_nursery() as self._processes:

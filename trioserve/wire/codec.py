@@ -87,8 +87,8 @@ class Codec(Protocol):
         """Frame a piece of the body."""
         ...
 
-    def file_frame(self, count: int) -> tuple[bytes, bytes]:
-        """Return what goes before and after ``count`` bytes of a file."""
+    def frame(self, count: int) -> tuple[bytes, bytes]:
+        """Return what goes before and after ``count`` bytes of the body, which is not zero."""
         ...
 
     def end(self, trailers: Headers) -> bytes:

@@ -217,7 +217,7 @@ class HTTP11Exchange:
         if count == 0 or self._codec.drops_body:
             await self.send_body(b"", more)
             return
-        before, after = self._codec.file_frame(count)
+        before, after = self._codec.frame(count)
         if not more:
             after += self._codec.end(())
         piece = FilePiece(self._take_head() + before, file, offset, count, after)

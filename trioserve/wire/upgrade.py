@@ -12,6 +12,7 @@ import re
 from ..errors import ProtocolError
 from ..types import Headers
 from .codec import Head
+from .rules import tokens
 
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 # What a 101 says, and a 426, too: RFC 9110 §15.5.22 and §7.8.
@@ -33,11 +34,7 @@ def wants_websocket(head: Head) -> bool:
             upgrade += b"," + value
         elif name == b"connection":
             connection += b"," + value
-    return b"websocket" in _tokens(upgrade) and b"upgrade" in _tokens(connection)
-
-
-def _tokens(value: bytes) -> list[bytes]:
-    return [token.strip(b" \t").lower() for token in value.split(b",")]
+    return b"websocket" in tokens(upgrade) and b"upgrade" in tokens(connection)
 
 
 def check_upgrade(head: Head) -> None:

@@ -1,0 +1,133 @@
+"""Response heads and body framing: the same as h11's, for any response."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trioserve.config import Config
+from trioserve.errors import MessageError
+from trioserve.wire.codec import Codec
+from trioserve.wire.codecs import codec_maker
+from trioserve.wire.framing import FramedHeads
+
+REQUESTS = [
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, x\r\n\r\n",
+    b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"HEAD / HTTP/1.0\r\n\r\n",
+    b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n",
+]
+
+names = st.sampled_from([b"content-length", b"Transfer-Encoding", b"Connection", b"x", b"X-Y", b"a b", b"", b"\xff"])
+values = st.sampled_from(
+    [
+        *(b"5", b"0", b"5, 5", b"5,6", b"-1", b"x", b"chunked", b"Chunked", b"gzip, chunked", b"close", b"keep-alive"),
+        *(b"Close, X", b"", b" a", b"a ", b"a  b", b"a\tb", b"a\x01b", b"a\nb", b"a\rb", b"a\x00b", b"\xff", b"9" * 21),
+    ]
+)
+headers = st.lists(st.tuples(names, values), max_size=3)
+bodies = st.lists(st.binary(max_size=3), max_size=3)
+trailers = st.lists(st.tuples(st.sampled_from([b"x", b"a b"]), st.sampled_from([b"1", b"a\nb"])), max_size=1)
+
+
+def respond_with(
+    name: str,
+    request: bytes,
+    status: int,
+    head: list[tuple[bytes, bytes]],
+    body: list[bytes],
+    end: list[tuple[bytes, bytes]],
+) -> list[object]:
+    """What a codec makes of a response, step by step, up to the first that it refuses."""
+    codec: Codec = codec_maker(Config.from_plain({"http": name}))()
+    codec.feed(request)
+    codec.next_head()
+    steps: list[object] = [codec.wants_continue]
+    try:
+        if status < 200:
+            return [*steps, read_head(codec.informational(status, head)), codec.wants_continue]
+        steps.append(read_head(codec.response_head(status, head)))
+        steps += [codec.drops_body, codec.is_chunked, codec.ends_by_close, codec.wants_continue]
+        for piece in body:
+            steps.append(codec.body(piece))
+            steps.append(codec.frame(3))
+        steps.append(codec.end(end))
+    except MessageError as error:
+        # h11 words it; which of the three it is about is the same.
+        steps.append(str(error).split(":")[0])
+        return steps
+    return [*steps, codec.keeps_alive, codec.can_reuse]
+
+
+def read_head(data: bytes) -> list[bytes]:
+    """The lines of a head, as far as they mean the same: the case of names does not matter, nor where a field is that
+    the framing adds."""
+    first, *lines = data.split(b"\r\n")
+    assert lines[-2:] == [b"", b""]
+    fields: dict[bytes, set[bytes]] = {}
+    for line in lines[:-2]:
+        name, _, value = line.partition(b": ")
+        fields.setdefault(name.lower(), set()).update(one.strip() for one in value.lower().split(b","))
+    return [first, *(b"%b: %b" % (name, b",".join(sorted(all_of))) for name, all_of in sorted(fields.items()))]
+
+
+@given(st.sampled_from(REQUESTS), st.sampled_from([103, 200, 204, 304, 404, 599]), headers, bodies, trailers)
+def test_both_codecs_answer_alike(
+    request: bytes, status: int, head: list[tuple[bytes, bytes]], body: list[bytes], end: list[tuple[bytes, bytes]]
+) -> None:
+    """Whatever the application sends, both codecs send the same, or refuse it at the same step."""
+    assert respond_with("httptools", request, status, head, body, end) == respond_with(
+        "h11", request, status, head, body, end
+    )
+
+
+def get(heads: FramedHeads, status: int = 200, *fields: tuple[bytes, bytes], method: str = "GET") -> object:
+    return heads.get(status, fields, method=method, http_version="1.1", closes=False)
+
+
+def test_a_head_that_was_checked_is_kept() -> None:
+    """The same response head is checked and serialised once, in whatever list it comes."""
+    heads = FramedHeads()
+    kept = heads.get(200, [(b"a", b"b")], method="GET", http_version="1.1", closes=False)
+    assert heads.get(200, ((b"a", b"b"),), method="POST", http_version="1.1", closes=False) is kept
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "method", "version", "closes"),
+    [
+        (201, [(b"a", b"b")], "GET", "1.1", False),
+        (200, [(b"A", b"b")], "GET", "1.1", False),
+        (200, [], "GET", "1.1", False),
+        (200, [(b"a", b"b")], "HEAD", "1.1", False),
+        (200, [(b"a", b"b")], "GET", "1.0", False),
+        (200, [(b"a", b"b")], "GET", "1.1", True),
+    ],
+)
+def test_another_head_is_another(
+    status: int, headers: list[tuple[bytes, bytes]], method: str, version: str, closes: bool
+) -> None:
+    """A head that differs in anything, or answers another kind of request, is not mistaken for one that is kept."""
+    heads = FramedHeads()
+    kept = heads.get(200, [(b"a", b"b")], method="GET", http_version="1.1", closes=False)
+    assert heads.get(status, headers, method=method, http_version=version, closes=closes) is not kept
+
+
+def test_only_so_many_heads_are_kept() -> None:
+    """An application that says something new each time does not fill the memory."""
+    heads = FramedHeads()
+    first = get(heads)
+    assert get(heads) is first
+    for number in range(FramedHeads.LIMIT):
+        get(heads, 200, (b"a", b"%d" % number))
+    assert get(heads) is not first
+
+
+def test_a_wrong_head_is_not_kept() -> None:
+    """A head that HTTP forbids is refused each time."""
+    heads = FramedHeads()
+    for _ in range(2):
+        with pytest.raises(MessageError):
+            get(heads, 200, (b"a", b"b\n"))

@@ -1,0 +1,120 @@
+"""HTTP/1.1 with httptools: llhttp parses the heads; bodies and responses are framed here."""
+
+from __future__ import annotations
+
+from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser
+
+from ..config import Config
+from ..errors import MessageError, ProtocolError
+from ..types import Headers
+from .framing import BodyFraming, Ending, FramedHeads, frame_informational
+from .request_reader import RequestReader
+from .rules import explain_refusal
+
+
+class HttptoolsCodec(RequestReader):
+    """A Codec. llhttp sees heads only, each whole and for itself.
+
+    So a body that it would drop, trailers that it would take for fields, and requests that it would read ahead never
+    reach it, and nothing of one head is left when the next comes: a parser costs 0.3 µs to make.
+    """
+
+    def __init__(self, config: Config, heads: FramedHeads) -> None:
+        super().__init__(config)
+        self._heads = heads
+        self._body = BodyFraming()
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._proposes_upgrade = False
+
+    # Requests
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """What httptools calls for each field."""
+        self._fields.append((name.lower(), value.rstrip(b" \t")))
+
+    def _parse_fields(self, raw: bytes) -> list[tuple[bytes, bytes]]:
+        fields = self._fields = []
+        self._proposes_upgrade = False
+        try:
+            HttpRequestParser(self).feed_data(raw)
+        except HttpParserUpgrade:
+            self._proposes_upgrade = True
+        except HttpParserInvalidMethodError:
+            raise ProtocolError(501, "The request's method is not known here.") from None
+        except HttpParserError:
+            raise explain_refusal(raw) from None
+        return fields
+
+    def next_body(self) -> tuple[bytes, bool] | None:
+        if self.body_read:
+            return b"", False
+        if self._scanner is None:
+            data = self._take(self._remaining)
+            self._remaining -= len(data)
+            self.body_read = self._remaining == 0
+        else:
+            pieces: list[bytes] = []
+            self._take(self._scanner.scan(self._buffer, pieces))
+            data = b"".join(pieces)
+            self.body_read = self._scanner.done
+        if not data and not self.body_read:
+            return None
+        self.wants_continue = False
+        return data, not self.body_read
+
+    # Responses
+
+    @property
+    def can_reuse(self) -> bool:
+        return self.body_read and self.keeps_alive
+
+    @property
+    def keeps_alive(self) -> bool:
+        return self._body.is_complete and not self._closes
+
+    @property
+    def is_chunked(self) -> bool:
+        return self._body.ending is Ending.CHUNKED
+
+    @property
+    def ends_by_close(self) -> bool:
+        return self._body.ending is Ending.CLOSE
+
+    @property
+    def drops_body(self) -> bool:
+        return self._body.ending is Ending.AT_ONCE
+
+    def informational(self, status: int, headers: Headers) -> bytes:
+        self.wants_continue = False
+        return frame_informational(status, headers)
+
+    def response_head(self, status: int, headers: Headers) -> bytes:
+        head = self._heads.get(
+            status, headers, method=self._method, http_version=self._http_version, closes=self._closes
+        )
+        self.wants_continue = False
+        self._closes = head.closes
+        self._body.begin(head)
+        return head.data
+
+    def body(self, data: bytes) -> bytes:
+        if not data or self.drops_body:
+            return b""
+        before, after = self._body.frame(len(data))
+        return b"%b%b%b" % (before, data, after) if before else data
+
+    def frame(self, count: int) -> tuple[bytes, bytes]:
+        return self._body.frame(count)
+
+    def end(self, trailers: Headers) -> bytes:
+        return self._body.end(trailers)
+
+    def switch(self, headers: Headers) -> tuple[bytes, bytes]:
+        # RFC 9110 §15.2.2: to a client that did not ask for it a 101 would mean nothing.
+        if not self._proposes_upgrade:
+            raise MessageError("the response head is wrong: the client did not ask for an upgrade")
+        return frame_informational(101, headers), self._take(len(self._buffer))
+
+    def start_next(self) -> None:
+        self._start_request()
+        self._body.reset()
