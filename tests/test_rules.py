@@ -68,6 +68,8 @@ WRONG_HEADS = {
     "a line without a colon": (b"GET / HTTP/1.1\r\nA\r\n\r\n", 400),
     "a space before the colon": (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", 400),
     "an empty name": (b"GET / HTTP/1.1\r\n: b\r\n\r\n", 400),
+    "a tab before a coding": (b"GET / HTTP/1.1\r\nTransfer-Encoding:\tchunked\r\n\r\n", 400),
+    "a tab after a length": (b"GET / HTTP/1.1\r\ncontent-length: 5\t\r\n\r\n", 400),
     "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\n\r\n", 501),
     "too many fields": (b"GET / HTTP/1.1\r\nA: 1\r\nA: 2\r\nA: 3\r\nA: 4\r\n\r\n", 431),
 }
@@ -89,6 +91,7 @@ def test_a_wrong_head_is_refused(name: str) -> None:
         b"M-SEARCH * HTTP/1.0\r\n\r\n",
         b"GET / HTTP/1.1\r\nContent-Length: 5\r\nA: 1, 2\r\nX-Content-Length: 5\r\n\r\n",
         b"GET /%20?a=b&c HTTP/1.1\r\nA: 1\r\nA: \xe4\tb\r\nA:\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX-Content-Length:\t1\r\nContent-Length: 1\r\nA:\t\r\n\r\n",
     ],
 )
 def test_a_right_head_passes(head: bytes) -> None:

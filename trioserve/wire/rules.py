@@ -23,6 +23,7 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+,;=%]*)(?::[0-
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _LENGTH_NAME = b"\r\ncontent-length:"
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
+_FRAMED_BY_TAB = re.compile(rb"\r\n(?:content-length|transfer-encoding):[^\r]*\t", re.IGNORECASE)
 _FRAMING_NAMES = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"))
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")  # RFC 9112 §7.1
@@ -57,6 +58,9 @@ def check_raw_head(head: bytes, *, max_fields: int) -> tuple[str, bytes, str]:
         raise ProtocolError(501, "CONNECT is not spoken here: this is not a proxy.")
     if version not in _VERSIONS:
         raise ProtocolError(505, f"HTTP/{version.decode()} is not spoken here, HTTP/1.1 is.")
+    if b"\t" in head and _FRAMED_BY_TAB.search(head):
+        # RFC 9110 §5.6.3 takes a tab for a space, llhttp does not.
+        raise ProtocolError(400, "Content-Length and Transfer-Encoding have a tab in them.")
     # A head has its request line and an empty line beside its fields.
     if head.count(b"\n") - 2 > max_fields:
         raise ProtocolError(431, f"The request has more than {max_fields} fields.")
