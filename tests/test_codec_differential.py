@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from trioserve.config import Config
 from trioserve.errors import ProtocolError
+from trioserve.exchange import Response
 from trioserve.wire.codecs import codec_maker
 
 CONFIG = {"limit_request_head": 400, "limit_request_fields": 8}
@@ -114,7 +115,7 @@ def outcomes(name: str, pieces: list[bytes]) -> list[object]:
                 return [*read, error.status, error.reason == KNOWN_DIFFERENCE]
             read += [
                 body,
-                codec.response_head(200, [(b"content-length", b"0")]).lower(),
+                codec.response_head(Response(200, [(b"content-length", b"0")]), (), says_close=False).lower(),
                 codec.end(()),
                 codec.can_reuse,
             ]

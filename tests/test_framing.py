@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trioserve.config import Config
 from trioserve.errors import MessageError
+from trioserve.exchange import Response
+from trioserve.types import AnyValue
 from trioserve.wire.codec import Codec
 from trioserve.wire.codecs import codec_maker
-from trioserve.wire.framing import FramedHeads
+from trioserve.wire.framing import FramedHead, FramedHeads
 
 REQUESTS = [
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -49,7 +53,7 @@ def respond_with(
     try:
         if status < 200:
             return [*steps, read_head(codec.informational(status, head)), codec.wants_continue]
-        steps.append(read_head(codec.response_head(status, head)))
+        steps.append(read_head(codec.response_head(Response(status, head), (), says_close=False)))
         steps += [codec.drops_body, codec.is_chunked, codec.ends_by_close, codec.wants_continue]
         for piece in body:
             steps.append(codec.body(piece))
@@ -84,44 +88,59 @@ def test_both_codecs_answer_alike(
     )
 
 
-def get(heads: FramedHeads, status: int = 200, *fields: tuple[bytes, bytes], method: str = "GET") -> object:
-    return heads.get(status, fields, method=method, http_version="1.1", closes=False)
+Fields = list[tuple[bytes, bytes]]
+
+
+def get(
+    heads: FramedHeads,
+    status: int = 200,
+    headers: Fields | None = None,
+    *,
+    length: int | None = None,
+    is_head: bool = False,
+    http_version: str = "1.1",
+    says_close: bool = False,
+    closes: bool = False,
+    defaults: Sequence[tuple[bytes, bytes]] = (),
+) -> FramedHead:
+    response = Response(status, [(b"a", b"b")] if headers is None else headers, length=length)
+    return heads.get(
+        response, defaults, is_head=is_head, http_version=http_version, says_close=says_close, closes=closes
+    )
 
 
 def test_a_head_that_was_checked_is_kept() -> None:
     """The same response head is checked and serialised once, in whatever list it comes."""
     heads = FramedHeads()
-    kept = heads.get(200, [(b"a", b"b")], method="GET", http_version="1.1", closes=False)
-    assert heads.get(200, ((b"a", b"b"),), method="POST", http_version="1.1", closes=False) is kept
+    assert get(heads) is get(heads)
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "method", "version", "closes"),
+    "changes",
     [
-        (201, [(b"a", b"b")], "GET", "1.1", False),
-        (200, [(b"A", b"b")], "GET", "1.1", False),
-        (200, [], "GET", "1.1", False),
-        (200, [(b"a", b"b")], "HEAD", "1.1", False),
-        (200, [(b"a", b"b")], "GET", "1.0", False),
-        (200, [(b"a", b"b")], "GET", "1.1", True),
+        {"status": 201},
+        {"headers": [(b"A", b"b")]},
+        {"headers": []},
+        {"length": 0},
+        {"is_head": True},
+        {"http_version": "1.0"},
+        {"says_close": True},
+        {"closes": True},
+        {"defaults": [(b"a", b"b")]},
     ],
 )
-def test_another_head_is_another(
-    status: int, headers: list[tuple[bytes, bytes]], method: str, version: str, closes: bool
-) -> None:
+def test_another_head_is_another(changes: AnyValue) -> None:
     """A head that differs in anything, or answers another kind of request, is not mistaken for one that is kept."""
     heads = FramedHeads()
-    kept = heads.get(200, [(b"a", b"b")], method="GET", http_version="1.1", closes=False)
-    assert heads.get(status, headers, method=method, http_version=version, closes=closes) is not kept
+    assert get(heads) is not get(heads, **changes)
 
 
 def test_only_so_many_heads_are_kept() -> None:
     """An application that says something new each time does not fill the memory."""
     heads = FramedHeads()
     first = get(heads)
-    assert get(heads) is first
     for number in range(FramedHeads.LIMIT):
-        get(heads, 200, (b"a", b"%d" % number))
+        get(heads, headers=[(b"a", b"%d" % number)])
     assert get(heads) is not first
 
 
@@ -130,4 +149,32 @@ def test_a_wrong_head_is_not_kept() -> None:
     heads = FramedHeads()
     for _ in range(2):
         with pytest.raises(MessageError):
-            get(heads, 200, (b"a", b"b\n"))
+            get(heads, headers=[(b"a", b"b\n")])
+
+
+@pytest.mark.parametrize(
+    ("headers", "length", "expected"),
+    [
+        ([], 5, b"content-length: 5\r\nserver: s\r\n"),
+        ([(b"Content-Length", b"6")], 5, b"Content-Length: 6\r\nserver: s\r\n"),
+        ([(b"transfer-encoding", b"chunked")], 5, b"server: s\r\ntransfer-encoding: chunked\r\n"),
+        ([(b"SERVER", b"t")], None, b"SERVER: t\r\ntransfer-encoding: chunked\r\n"),
+    ],
+)
+def test_a_head_is_completed(headers: Fields, length: int | None, expected: bytes) -> None:
+    """The length that is known and the defaults are added, unless the application gives its own."""
+    head = get(FramedHeads(), headers=headers, length=length, defaults=[(b"server", b"s")])
+    assert head.data == b"HTTP/1.1 200 OK\r\n" + expected + b"\r\n"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_what_has_no_body_gets_no_length(status: int) -> None:
+    """204 and 304 have no body, so that their head says nothing of its length (RFC 9110 §8.6)."""
+    assert b"content-length" not in get(FramedHeads(), status, [], length=5).data
+
+
+def test_the_server_s_close_is_all_that_is_said_of_the_connection() -> None:
+    """When the server closes, what the application says of the connection does not count."""
+    head = get(FramedHeads(), headers=[(b"Connection", b"keep-alive, x")], length=0, says_close=True)
+    assert head.data == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    assert head.closes

@@ -70,7 +70,7 @@ async def test_a_reader_whose_bytes_come_with_the_end_does_not_wait_again(
     )
 
     async def end_meanwhile() -> bytes:
-        await exchange.send_response(Response(200, []))
+        exchange.send_response(Response(200, []))
         await exchange.send_body(b"done", more=False)
         return b"5"
 

@@ -191,7 +191,7 @@ def test_right_framing_gives_the_length(headers: Fields, version: str, length: i
 )
 def test_what_the_client_expects_of_the_connection(headers: Fields, version: str, closes: bool, expects: bool) -> None:
     """Whether it closes after the request, as every HTTP/1.0 client does here, and whether it waits for 100."""
-    assert check_fields([(b"host", b"a"), *headers], version) == (0, closes, expects)
+    assert check_fields([(b"host", b"a"), *headers], version) == (0, closes, expects, False)
 
 
 @pytest.mark.parametrize("lengths", [b"Content-Length: 5\r\nCONTENT-LENGTH: 5", b"content-length: 5, 5"])

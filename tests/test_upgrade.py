@@ -16,7 +16,7 @@ Field = tuple[bytes, bytes]
 def head(*more: Field, without: str = "", method: str = "GET", version: str = "1.1", length: int | None = 0) -> Head:
     """The head of a handshake; ``more`` fields are added, the one called ``without`` is left out."""
     fields = [field for field in UPGRADE if field[0] != without.encode()]
-    return Head(method, b"/", [*fields, *more], version, length)
+    return Head(method, b"/", [*fields, *more], version, length, has_upgrade=True)
 
 
 # Whether it is one
@@ -38,7 +38,7 @@ def head(*more: Field, without: str = "", method: str = "GET", version: str = "1
 def test_a_request_for_a_websocket_is_known(upgrade: list[bytes], connection: list[bytes]) -> None:
     """Both fields are lists in any case, and may be repeated (RFC 9110 §7.8)."""
     fields = [(b"upgrade", value) for value in upgrade] + [(b"connection", value) for value in connection]
-    assert wants_websocket(Head("GET", b"/", [(b"host", b"a"), *fields], "1.1", 0))
+    assert wants_websocket(Head("GET", b"/", [(b"host", b"a"), *fields], "1.1", 0, has_upgrade=bool(upgrade)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_request_for_a_websocket_is_known(upgrade: list[bytes], connection: li
 def test_another_request_is_none(upgrade: list[bytes], connection: list[bytes]) -> None:
     """Another protocol is not ours, and an Upgrade that Connection does not name was meant for another hop."""
     fields = [(b"upgrade", value) for value in upgrade] + [(b"connection", value) for value in connection]
-    assert not wants_websocket(Head("GET", b"/", [(b"host", b"a"), *fields], "1.1", 0))
+    assert not wants_websocket(Head("GET", b"/", [(b"host", b"a"), *fields], "1.1", 0, has_upgrade=bool(upgrade)))
 
 
 # Whether it is a right one

@@ -6,7 +6,7 @@ The wire side implements Exchange; the application side is written once above it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from .transport import Channel
@@ -65,20 +65,32 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """A final response head. ``trailers`` keeps the message open after its body; ``names`` are lower-case."""
+    """A final response head. ``trailers`` keeps the message open after its body.
+
+    ``length`` is the body's in bytes where all of it is known with the head, else None.
+    """
 
     status: int
     headers: list[tuple[bytes, bytes]]
     trailers: bool = False
-    names: set[bytes] = field(init=False)
+    length: int | None = None
 
-    def __post_init__(self) -> None:
-        self.names = {name.lower() for name, _ in self.headers}
+    def complete_headers(self, defaults: Headers) -> list[tuple[bytes, bytes]]:
+        """The fields with what the application left to us: the length, and those defaults that it does not give.
 
-    def add(self, name: bytes, value: bytes) -> None:
-        """Add a field; the name is lower-case."""
-        self.headers.append((name, value))
-        self.names.add(name)
+        Names in ``defaults`` are lower-case.
+        """
+        names = {name.lower() for name, _ in self.headers}
+        headers = list(self.headers)
+        if self.length is not None and not names & _FRAMING and self.status not in _WITHOUT_BODY:
+            # Cheaper than chunks, and an HTTP/1.0 client can then tell a cut response from a whole one.
+            headers.append((b"content-length", b"%d" % self.length))
+        headers += [field for field in defaults if field[0] not in names]
+        return headers
+
+
+_FRAMING = {b"content-length", b"transfer-encoding"}
+_WITHOUT_BODY = (204, 304)  # RFC 9110 §6.4.1
 
 
 class Exchange(Protocol):
@@ -125,8 +137,8 @@ class Exchange(Protocol):
 
     async def send_informational(self, status: int, headers: Headers) -> None: ...
 
-    async def send_response(self, response: Response) -> None:
-        """Hand over the head. It leaves with the first piece of the body, in one write."""
+    def send_response(self, response: Response) -> None:
+        """Hand over the head; it leaves with the first piece of the body, in one write, so that this never waits."""
         ...
 
     async def send_body(self, data: bytes, more: bool) -> None:

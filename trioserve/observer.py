@@ -28,6 +28,10 @@ class Observer:
 
     wants_debug = False
 
+    def hears(self, *names: str) -> bool:
+        """Whether one of these methods does anything."""
+        return any(getattr(type(self), name) is not getattr(Observer, name) for name in names)
+
     def phase_changed(self, phase: Phase) -> None: ...
 
     def exchange_began(self, request: Request) -> None:

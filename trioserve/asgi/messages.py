@@ -40,12 +40,13 @@ def as_bytes(message: Message, key: str, value: AnyValue) -> bytes:
 
 
 def read_headers(message: Message) -> list[tuple[bytes, bytes]]:
-    headers: list[tuple[AnyValue, AnyValue]]
     try:
-        headers = [(name, value) for name, value in message.get("headers", ())]
-        for name, value in headers:
-            if type(name) is not bytes or type(value) is not bytes:
-                return [(bytes_only(name), bytes_only(value)) for name, value in headers]
+        headers: list[tuple[bytes, bytes]] = []
+        for name, value in message.get("headers", ()):
+            if type(name) is bytes and type(value) is bytes:
+                headers.append((name, value))
+            else:
+                headers.append((bytes_only(name), bytes_only(value)))
     except (TypeError, ValueError):
         raise MessageError(
             f"{_name(message)}: 'headers' must be pairs of bytes, not {message.get('headers')!r}"

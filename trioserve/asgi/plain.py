@@ -11,5 +11,5 @@ SHUTTING_DOWN = "The server is shutting down."
 async def send_plain(exchange: Exchange, status: int, text: bytes) -> None:
     """Send a complete response of plain text."""
     length = (b"content-length", b"%d" % len(text))
-    await exchange.send_response(Response(status, [(b"content-type", b"text/plain; charset=utf-8"), length]))
+    exchange.send_response(Response(status, [(b"content-type", b"text/plain; charset=utf-8"), length]))
     await exchange.send_body(text, more=False)

@@ -26,13 +26,14 @@ def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug:
     request = exchange.request
     endpoint = request.endpoint
     raw_path, _, query = request.target.partition(b"?")
+    path = decode_path(raw_path)
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
         "http_version": request.http_version,
         "method": request.method,
         "scheme": endpoint.scheme,
-        "path": _mount(decode_path(raw_path), root_path),
+        "path": _mount(path, root_path) if root_path else path,
         "raw_path": raw_path,
         "query_string": query,
         "root_path": root_path,
@@ -73,7 +74,7 @@ def _mount(path: str, root_path: str) -> str:
 
     ASGI's ``path`` includes ``root_path``; doing it twice is what breaks applications behind proxies that pass it on.
     """
-    if not root_path or path in (root_path, "*") or path.startswith(root_path + "/"):
+    if path in (root_path, "*") or path.startswith(root_path + "/"):
         return path
     return root_path + path
 

@@ -132,7 +132,7 @@ class WebSocketCall:
             await self._accept(message)
         elif kind == "websocket.close":
             self._decide(Handshake.DENIED)
-            await self._exchange.send_response(Response(403, [(b"content-length", b"0")]))
+            self._exchange.send_response(Response(403, [(b"content-length", b"0")]))
             await self._exchange.send_body(b"", more=False)
         elif kind == "websocket.http.response.start":
             denial = HTTPCall(self._exchange)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..exchange import Response
 from ..types import Headers
 
 
@@ -12,7 +13,7 @@ from ..types import Headers
 class Head:
     """A parsed request head; ``target`` is origin-form or ``*``, names are lower-case.
 
-    ``length`` is the body's in bytes, None if it is chunked.
+    ``length`` is the body's in bytes, None if it is chunked. ``has_upgrade``: there is an Upgrade field.
     """
 
     method: str
@@ -20,6 +21,7 @@ class Head:
     headers: list[tuple[bytes, bytes]]
     http_version: str
     length: int | None
+    has_upgrade: bool = False
 
 
 class Codec(Protocol):
@@ -81,7 +83,9 @@ class Codec(Protocol):
 
     def informational(self, status: int, headers: Headers) -> bytes: ...
 
-    def response_head(self, status: int, headers: Headers) -> bytes: ...
+    def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:
+        """Serialise a head, completed with ``defaults``; ``says_close``: the server will close the connection."""
+        ...
 
     def body(self, data: bytes) -> bytes:
         """Frame a piece of the body."""

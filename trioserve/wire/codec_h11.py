@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import h11
 
 from ..config import Config
 from ..errors import MessageError, ProtocolError
+from ..exchange import Response
 from ..types import Headers
 from .codec import Head
-from .framing import REASONS
+from .framing import REASONS, say_close
 from .request_reader import RequestReader
 from .rules import check_lengths, explain_refusal
 
 _END = h11.EndOfMessage()
-_Head = h11.InformationalResponse | h11.Response
+
+
+def _make_informational(status: int, headers: Headers) -> h11.InformationalResponse:
+    return h11.InformationalResponse(status_code=status, headers=list(headers), reason=REASONS.get(status, b""))
 
 
 class HeadCache:
@@ -26,14 +32,25 @@ class HeadCache:
     LIMIT = 64
 
     def __init__(self) -> None:
-        self._heads: dict[tuple[object, ...], _Head] = {}
+        self._heads: dict[tuple[object, ...], h11.Response] = {}
+        self._defaults: Headers = ()
 
-    def get(self, kind: type[_Head], status: int, headers: Headers) -> _Head:
-        """Return the event for this head. Raises h11.LocalProtocolError for one that HTTP forbids."""
-        key = (status, *headers)
+    def get(self, response: Response, defaults: Headers, *, says_close: bool) -> h11.Response:
+        """Return the event for this head, completed with ``defaults``; ``says_close``: the server will close.
+
+        Raises h11.LocalProtocolError for one that HTTP forbids.
+        """
+        if defaults is not self._defaults:  # Date has changed
+            self._defaults = defaults
+            self._heads.clear()
+        key = (response.status, response.length, says_close, *response.headers)
         head = self._heads.get(key)
         if head is None:
-            head = kind(status_code=status, headers=list(headers), reason=REASONS.get(status, b""))
+            fields = response.complete_headers(defaults)
+            if says_close:
+                fields = say_close(fields)
+            reason = REASONS.get(response.status, b"")
+            head = h11.Response(status_code=response.status, headers=fields, reason=reason)
             if len(self._heads) >= self.LIMIT:
                 self._heads.clear()
             self._heads[key] = head
@@ -61,7 +78,7 @@ class H11Codec(RequestReader):
         self._start_response()
 
     def _start_response(self) -> None:
-        self._response_headers: Headers = ()
+        self._response_fields: Iterable[tuple[bytes, bytes]] = ()
         self.drops_body = False
 
     @property
@@ -121,18 +138,25 @@ class H11Codec(RequestReader):
 
     def informational(self, status: int, headers: Headers) -> bytes:
         self.wants_continue = False
-        return self._write_head(h11.InformationalResponse, status, headers)
+        try:
+            return self._send(_make_informational(status, headers))
+        except h11.LocalProtocolError as error:
+            raise MessageError(f"the response head is wrong: {error}") from None
 
-    def response_head(self, status: int, headers: Headers) -> bytes:
-        head = self._write_head(h11.Response, status, headers)
+    def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:
+        try:
+            event = self._heads.get(response, defaults, says_close=says_close)
+            head = self._send(event)
+        except h11.LocalProtocolError as error:
+            raise MessageError(f"the response head is wrong: {error}") from None
         self.wants_continue = False
-        self.drops_body = status in (204, 304) or self._method == "HEAD"
-        self._response_headers = headers
+        self.drops_body = response.status in (204, 304) or self._method == "HEAD"
+        self._response_fields = event.headers
         return head
 
     @property
     def _has_length(self) -> bool:
-        names = {name.lower() for name, _ in self._response_headers}
+        names = {name for name, _ in self._response_fields}
         return b"content-length" in names and b"transfer-encoding" not in names
 
     @property
@@ -142,12 +166,6 @@ class H11Codec(RequestReader):
     @property
     def ends_by_close(self) -> bool:
         return not (self.drops_body or self.is_chunked or self._has_length)
-
-    def _write_head(self, kind: type[_Head], status: int, headers: Headers) -> bytes:
-        try:
-            return self._send(self._heads.get(kind, status, headers))
-        except h11.LocalProtocolError as error:
-            raise MessageError(f"the response head is wrong: {error}") from None
 
     def body(self, data: bytes) -> bytes:
         if self.drops_body:
@@ -181,9 +199,8 @@ class H11Codec(RequestReader):
         return b"".join(sent)
 
     def switch(self, headers: Headers) -> tuple[bytes, bytes]:
-        # Not from the cache: no two are alike.
         try:
-            head = self._send(h11.InformationalResponse(status_code=101, headers=list(headers), reason=REASONS[101]))
+            head = self._send(_make_informational(101, headers))
         except h11.LocalProtocolError as error:
             raise MessageError(f"the response head is wrong: {error}") from None
         return head, self._take(len(self._buffer))

@@ -6,6 +6,7 @@ from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserU
 
 from ..config import Config
 from ..errors import MessageError, ProtocolError
+from ..exchange import Response
 from ..types import Headers
 from .framing import BodyFraming, Ending, FramedHeads, frame_informational
 from .request_reader import RequestReader
@@ -88,9 +89,14 @@ class HttptoolsCodec(RequestReader):
         self.wants_continue = False
         return frame_informational(status, headers)
 
-    def response_head(self, status: int, headers: Headers) -> bytes:
+    def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:
         head = self._heads.get(
-            status, headers, method=self._method, http_version=self._http_version, closes=self._closes
+            response,
+            defaults,
+            is_head=self._method == "HEAD",
+            http_version=self._http_version,
+            says_close=says_close,
+            closes=self._closes,
         )
         self.wants_continue = False
         self._closes = head.closes

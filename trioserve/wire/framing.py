@@ -11,6 +11,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 
 from ..errors import MessageError
+from ..exchange import Response
 from ..types import Headers
 from .rules import tokens
 
@@ -53,20 +54,35 @@ class FramedHeads:
 
     def __init__(self) -> None:
         self._heads: dict[tuple[object, ...], FramedHead] = {}
+        self._defaults: Headers = ()
 
-    def get(self, status: int, headers: Headers, *, method: str, http_version: str, closes: bool) -> FramedHead:
-        """Return the head of a response to such a request; ``closes``: the client will send no other.
+    def get(
+        self, response: Response, defaults: Headers, *, is_head: bool, http_version: str, says_close: bool, closes: bool
+    ) -> FramedHead:
+        """Return the head of a response to such a request, completed with ``defaults``.
 
-        Raises MessageError for one that HTTP forbids.
+        ``says_close``: the server closes the connection; ``closes``: the client does. Raises MessageError for a head
+        that HTTP forbids.
         """
-        key = (status, method == "HEAD", http_version, closes, *headers)
+        if defaults is not self._defaults:  # Date has changed
+            self._defaults = defaults
+            self._heads.clear()
+        key = (response.status, response.length, is_head, http_version, says_close, closes, *response.headers)
         head = self._heads.get(key)
         if head is None:
-            head = frame_head(status, headers, is_head=method == "HEAD", http_version=http_version, closes=closes)
+            fields = response.complete_headers(defaults)
+            if says_close:
+                fields = say_close(fields)
+            head = frame_head(response.status, fields, is_head=is_head, http_version=http_version, closes=closes)
             if len(self._heads) >= self.LIMIT:
                 self._heads.clear()
             self._heads[key] = head
         return head
+
+
+def say_close(fields: Headers) -> list[tuple[bytes, bytes]]:
+    """What the application says of the connection counts only while the server has no reason to close it."""
+    return [*_without(fields, b"connection"), (b"connection", b"close")]
 
 
 def frame_head(status: int, headers: Headers, *, is_head: bool, http_version: str, closes: bool) -> FramedHead:
@@ -147,7 +163,7 @@ def _connection_options(fields: list[tuple[bytes, bytes]]) -> set[bytes]:
     return {option for value in values for option in tokens(value) if option}
 
 
-def _without(fields: list[tuple[bytes, bytes]], *names: bytes) -> list[tuple[bytes, bytes]]:
+def _without(fields: Headers, *names: bytes) -> list[tuple[bytes, bytes]]:
     return [field for field in fields if field[0].lower() not in names]
 
 

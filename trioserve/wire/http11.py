@@ -109,37 +109,34 @@ class HTTP11Connection:
         Returns None if the client stays idle too long, leaves, or the server is draining. A malformed or late head is
         answered here (400, 408, 414, 431, 501, 505) and also gives None. Source: RFC 9112 §2.2, §9.3.
         """
-        try:
-            return await self._wait_for_head()
-        except ProtocolError as error:
-            await self._refuse_head(error)
-            return None
-
-    async def _wait_for_head(self) -> Head | None:
-        config, codec, drain = self._server.config, self._codec, self._server.drain
+        config, codec, drain, transport = self._server.config, self._codec, self._server.drain, self._transport
         # The first head has one clock from accept to its end; a later one has its own from its first byte.
         begun = self._served == 0
         deadline = trio.current_time() + (config.timeout_request_head if begun else config.timeout_keep_alive)
-        while True:
-            if codec.has_begun:
-                head = codec.next_head()
-                if head is not None:
-                    return head
-                if not begun:
-                    begun, deadline = True, trio.current_time() + config.timeout_request_head
-            if drain.kind is DrainKind.STOP:
-                # A request that the client has sent already may still be on its way through the kernel.
-                patience = HEAD_PATIENCE_AT_STOP if codec.has_begun else 0
-                deadline = min(deadline, trio.current_time() + patience)
-            came = await self._transport.receive(deadline)
-            if isinstance(came, bytes):
-                if not came:
-                    return None
-                codec.feed(came)
-            elif came is Wake.DEADLINE:
+        try:
+            while True:
                 if codec.has_begun:
-                    raise ProtocolError(408, "The request head did not come in time.")
-                return None
+                    head = codec.next_head()
+                    if head is not None:
+                        return head
+                    if not begun:
+                        begun, deadline = True, trio.current_time() + config.timeout_request_head
+                if drain.kind is DrainKind.STOP:
+                    # A request that the client has sent already may still be on its way through the kernel.
+                    patience = HEAD_PATIENCE_AT_STOP if codec.has_begun else 0
+                    deadline = min(deadline, trio.current_time() + patience)
+                came = await transport.receive(deadline)
+                if isinstance(came, bytes):
+                    if not came:
+                        return None
+                    codec.feed(came)
+                elif came is Wake.DEADLINE:
+                    if codec.has_begun:
+                        raise ProtocolError(408, "The request head did not come in time.")
+                    return None
+        except ProtocolError as error:
+            await self._refuse_head(error)
+            return None
 
     async def _refuse_head(self, error: ProtocolError) -> None:
         client = "a client" if self._endpoint.client is None else self._endpoint.client_name
@@ -151,9 +148,7 @@ class HTTP11Connection:
     # The exchange
 
     def _make_exchange(self, request: Request) -> HTTP11Exchange:
-        return HTTP11Exchange(
-            request, transport=self._transport, codec=self._codec, server=self._server, on_end=self._exchange_ended
-        )
+        return HTTP11Exchange(request, self._transport, self._codec, self._server, self._exchange_ended)
 
     def _begin_exchange(self, head: Head) -> HTTP11Exchange:
         config, server = self._server.config, self._server
@@ -179,14 +174,15 @@ class HTTP11Connection:
         elif config.limit_request_body is not None and (head.length or 0) > config.limit_request_body:
             await exchange.refuse(413, f"The request body is larger than {config.limit_request_body} bytes.")
         else:
-            fine = await self._call_application(exchange, head)
+            if exchange.request.protocol is None:
+                fine = await handle_http(exchange, self._server)
+            else:
+                fine = await self._handle_websocket(exchange, head)
             if not fine and exchange.outcome is None and not exchange.has_left:
                 exchange.outcome = Outcome.ERROR
         self._finish_exchange(exchange)
 
-    async def _call_application(self, exchange: HTTP11Exchange, head: Head) -> bool:
-        if exchange.request.protocol is None:
-            return await handle_http(exchange, self._server)
+    async def _handle_websocket(self, exchange: HTTP11Exchange, head: Head) -> bool:
         try:
             check_upgrade(head)
             return await handle_websocket(exchange, self._server)

@@ -27,58 +27,32 @@ class HTTP11Exchange:
     server.
     """
 
-    __slots__ = (
-        "_codec",
-        "_continue_sent",
-        "_head",
-        "_is_reported",
-        "_on_end",
-        "_receiving",
-        "_server",
-        "_transport",
-        "_waiting",
-        "ended",
-        "first_byte",
-        "has_aborted",
-        "is_refused",
-        "must_close",
-        "outcome",
-        "received",
-        "request",
-        "sent",
-        "started",
-        "status",
-    )
+    # Defaults of the class, as few of them ever change: an exchange then costs 0.5 µs less to make.
+    status: int | None = None
+    ended = False
+    has_aborted = False
+    must_close = False
+    is_refused = False
+    outcome: Outcome | None = None
+    """Set by who knows better than "ok" or "error"."""
+    first_byte: float | None = None
+    received = 0
+    sent = 0
+    _head = b""  # serialised, and waiting for the first piece of the body
+    _continue_sent = False
+    _is_reported = False
+    _receiving = False
+    _waiting = 0
 
     def __init__(
-        self,
-        request: Request,
-        *,
-        transport: Transport,
-        codec: Codec,
-        server: ServerContext,
-        on_end: Callable[[], None],
+        self, request: Request, transport: Transport, codec: Codec, server: ServerContext, on_end: Callable[[], None]
     ) -> None:
         self.request = request
         self._transport = transport
         self._codec = codec
         self._server = server
         self._on_end = on_end
-        self.status: int | None = None
-        self.ended = False
-        self.has_aborted = False
-        self.must_close = False
-        self.outcome: Outcome | None = None  # set by who knows better than "ok" or "error"
         self.started = trio.current_time()
-        self.first_byte: float | None = None
-        self.received = 0
-        self.sent = 0
-        self._head = b""  # serialised, and waiting for the first piece of the body
-        self._continue_sent = False
-        self._is_reported = False
-        self.is_refused = False
-        self._receiving = False
-        self._waiting = 0
 
     @property
     def has_left(self) -> bool:
@@ -164,20 +138,16 @@ class HTTP11Exchange:
             return  # RFC 9110 §15.2: MUST NOT send a 1xx response to an HTTP/1.0 client
         await self._transport.send(self._codec.informational(status, headers), self._server.config.timeout_write)
 
-    async def send_response(self, response: Response) -> None:
+    def send_response(self, response: Response) -> None:
         self._raise_if_gone()
         self._serialise(response)
 
     def _serialise(self, response: Response) -> None:
-        names = response.names
-        for default in self._server.default_headers.current():
-            if default[0] not in names:
-                response.headers.append(default)
-        if self._must_say_close():
-            # What the application says of the connection counts only while the server has no reason to close it.
-            response.headers = [field for field in response.headers if field[0].lower() != b"connection"]
-            response.headers.append((b"connection", b"close"))
-        self._head = self._codec.response_head(response.status, response.headers)
+        server = self._server
+        # The rest of an unread body would have to be swallowed first; a client that still waits for 100 may never
+        # send it.
+        says_close = self.must_close or server.drain.kind is not None or self._codec.wants_continue
+        self._head = self._codec.response_head(response, server.default_headers.current(), says_close=says_close)
         self.status = response.status
 
     async def switch_protocols(self, headers: Headers) -> tuple[Channel, bytes]:
@@ -193,20 +163,21 @@ class HTTP11Exchange:
         self._end()
         return self._transport, left_over
 
-    def _must_say_close(self) -> bool:
-        if self.must_close or self._server.drain.kind is not None:
-            return True
-        # The rest of an unread body would have to be swallowed first; a client that still waits for 100 may never
-        # send it.
-        return self._codec.wants_continue
-
     async def send_body(self, data: bytes, more: bool) -> None:
-        self._raise_if_gone()
+        if self.ended or self._transport.is_broken:
+            raise _gone()
         codec = self._codec
         framed = codec.body(data)
         if not more:
             framed += codec.end(())
-        await self._write(self._take_head() + framed)
+        if self._head:
+            framed = self._take_head() + framed
+        if framed:
+            try:
+                await self._transport.send(framed, self._server.config.timeout_write)
+            except WriteTimeout:
+                self.outcome = Outcome.DEADLINE
+                raise
         if not codec.drops_body:
             self.sent += len(data)
         if not more:
@@ -254,7 +225,7 @@ class HTTP11Exchange:
 
     def _raise_if_gone(self) -> None:
         if self.ended or self._transport.is_broken:
-            raise ClientDisconnected("the response can no longer reach the client")
+            raise _gone()
 
     # Ending
 
@@ -323,3 +294,7 @@ class HTTP11Exchange:
             first_byte=None if self.first_byte is None else self.first_byte - self.started,
             outcome=outcome,
         )
+
+
+def _gone() -> ClientDisconnected:
+    return ClientDisconnected("the response can no longer reach the client")

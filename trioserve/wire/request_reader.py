@@ -93,7 +93,7 @@ class RequestReader(ABC):
     def _parse_head(self, raw: bytes) -> Head:
         method, target, version = check_raw_head(raw, max_fields=self._max_fields)
         headers = self._parse_fields(raw)
-        length, self._closes, expects = check_fields(headers, version)
+        length, self._closes, expects, has_upgrade = check_fields(headers, version)
         target = check_target(method, target, headers)
         self._method, self._http_version = method, version
         if length is None:
@@ -101,4 +101,4 @@ class RequestReader(ABC):
         self._remaining = length or 0
         self.body_read = length == 0
         self.wants_continue = expects and not self.body_read
-        return Head(method, target, headers, version, length)
+        return Head(method, target, headers, version, length, has_upgrade)

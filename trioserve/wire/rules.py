@@ -24,7 +24,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _LENGTH_NAME = b"\r\ncontent-length:"
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
 _FRAMED_BY_TAB = re.compile(rb"\r\n(?:content-length|transfer-encoding):[^\r]*\t", re.IGNORECASE)
-_FRAMING_NAMES = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"))
+_FRAMING_NAMES = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")  # RFC 9112 §7.1
 _FRAMING_TRAILERS = (b"content-length:", b"transfer-encoding:")
@@ -101,18 +101,20 @@ def too_long(head: bytes | bytearray, limit: int) -> ProtocolError:
     return ProtocolError(431, "The request head is too large.")
 
 
-def check_fields(headers: list[tuple[bytes, bytes]], http_version: str) -> tuple[int | None, bool, bool]:
+def check_fields(headers: list[tuple[bytes, bytes]], http_version: str) -> tuple[int | None, bool, bool, bool]:
     """Check the fields that frame a message; names are lower-case.
 
-    Returns the body's length, None if it is chunked; whether the client closes the connection after this request; and
-    whether it waits for 100 before the body. Raises ProtocolError 400 or 501. Source: RFC 9112 §3.2 (Host), §6.1
-    (Transfer-Encoding), §6.3 (length), §9.3 (persistence); RFC 9110 §10.1.1 (Expect).
+    Returns the body's length, None if it is chunked; whether the client closes the connection after this request;
+    whether it waits for 100 before the body; and whether it proposes an upgrade. Raises ProtocolError 400 or 501.
+
+    Source: RFC 9112 §3.2 (Host), §6.1 (Transfer-Encoding), §6.3 (length), §9.3 (persistence); RFC 9110 §7.8 (Upgrade),
+    §10.1.1 (Expect).
     """
     hosts, host = 0, b""
     length: bytes | None = None
     coding: bytes | None = None
     is_http10 = http_version == "1.0"
-    closes, expects = is_http10, False
+    closes, expects, upgrades = is_http10, False, False
     for name, value in headers:
         if name not in _FRAMING_NAMES:
             continue
@@ -128,6 +130,8 @@ def check_fields(headers: list[tuple[bytes, bytes]], http_version: str) -> tuple
             length = value
         elif name == b"transfer-encoding":
             coding = value if coding is None else coding + b"," + value
+        elif name == b"upgrade":
+            upgrades = True
         else:
             expects = expects or b"100-continue" in tokens(value)
     if coding is not None:
@@ -141,8 +145,8 @@ def check_fields(headers: list[tuple[bytes, bytes]], http_version: str) -> tuple
     if not _HOST.fullmatch(host):
         raise ProtocolError(400, "The Host field is not a host and a port.")
     if coding is not None:
-        return None, closes, expects
-    return 0 if length is None else int(length), closes, expects and not is_http10
+        return None, closes, expects, upgrades
+    return 0 if length is None else int(length), closes, expects and not is_http10, upgrades
 
 
 def tokens(value: bytes) -> list[bytes]:

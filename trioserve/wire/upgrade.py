@@ -26,7 +26,7 @@ def wants_websocket(head: Head) -> bool:
 
     An Upgrade field that Connection does not name was meant for another hop, and is ignored.
     """
-    if b"upgrade" not in dict(head.headers):  # the quickest look, for all the requests that ask for nothing
+    if not head.has_upgrade:
         return False
     upgrade = connection = b""
     for name, value in head.headers:
