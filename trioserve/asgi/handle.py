@@ -10,7 +10,6 @@ from ..context import ServerContext
 from ..errors import ClientDisconnected, MessageError
 from ..exchange import Exchange
 from ..logs import log_application_error
-from ..types import Scope
 from .handshake import read_offer
 from .http import HTTPCall
 from .plain import SERVER_ERROR, SHUTTING_DOWN, send_plain
@@ -31,7 +30,10 @@ async def handle_http(exchange: Exchange, server: ServerContext) -> bool:
     scope = build_http_scope(exchange, server.state, root_path=server.config.root_path, debug=observer.wants_debug)
     error: BaseException | None = None
     try:
-        error = await _call_application(exchange, server, scope, call)
+        try:
+            await server.app(scope, call.receive, call.send)
+        except BaseException as raised:
+            error = _let_pass(raised, exchange, server, call)
         if error is None and (exchange.ended or call.is_complete):
             return True
         return await _make_up_for(exchange, server, error)
@@ -58,7 +60,10 @@ async def handle_websocket(exchange: Exchange, server: ServerContext) -> bool:
             call = WebSocketCall(exchange, server, offer, nursery)
             nursery.start_soon(call.attend, name="trioserve WebSocket")
             with call.scope:
-                error = await _call_application(exchange, server, scope, call)
+                try:
+                    await server.app(scope, call.receive, call.send)
+                except BaseException as raised:
+                    error = _let_pass(raised, exchange, server, call)
             if error is None and call.is_undecided:
                 error = MessageError("the application returned without accepting or refusing the WebSocket")
             fine = error is None or _is_disconnect(error, has_left=call.has_left)
@@ -71,15 +76,13 @@ async def handle_websocket(exchange: Exchange, server: ServerContext) -> bool:
         error = None
 
 
-async def _call_application(
-    exchange: Exchange, server: ServerContext, scope: Scope, call: HTTPCall | WebSocketCall
+def _let_pass(
+    raised: BaseException, exchange: Exchange, server: ServerContext, call: HTTPCall | WebSocketCall
 ) -> BaseException | None:
-    """Call the application; returns what it raised, but for what must pass."""
+    """Return what the application raised, but for what must pass: that is raised again."""
     error: BaseException | None = None
     passing: BaseException | None = None
     try:
-        await server.app(scope, call.receive, call.send)
-    except BaseException as raised:
         error, passing = _sort(raised)
         if passing is not None:
             # Of a WebSocket the exchange does not know whether its client is there, its call does.
@@ -89,8 +92,8 @@ async def _call_application(
             raise passing from None
         return error
     finally:
+        del raised
         error = passing = None
-    return None
 
 
 async def _make_up_for(exchange: Exchange, server: ServerContext, error: BaseException | None) -> bool:

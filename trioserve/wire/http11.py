@@ -95,7 +95,7 @@ class HTTP11Connection:
             await self._handle(exchange, head)
             if self._successor is not None:
                 return
-            reusable = await self._make_reusable(exchange)
+            reusable = self._is_reusable(exchange) or await self._make_reusable(exchange)
             # The next call of the application finds fresh context variables only if this task is suspended in between;
             # and a client that pipelines must not keep all others waiting.
             self._server.reset_context_variables()
@@ -197,7 +197,9 @@ class HTTP11Connection:
         """The application is no longer running."""
         self._exchange = None
         self._server.exchange_left(exchange)
-        exchange.finish(Outcome.CLIENT_LEFT if exchange.has_left else Outcome.SHUTDOWN)
+        if not exchange.ended:
+            exchange.cut_short()
+        exchange.report()
         self._disarm()
         # What a stalled client does not take would stay in the kernel for minutes after an ordinary close.
         has_stalled = self._transport.is_broken and exchange.outcome is Outcome.DEADLINE
@@ -228,11 +230,17 @@ class HTTP11Connection:
             if not keep:
                 await linger(self._transport)
                 return False
-        if exchange.must_close or not codec.can_reuse or self._server.drain.kind is DrainKind.STOP:
-            if codec.has_begun:
-                await linger(self._transport)
+        if self._is_reusable(exchange):
+            return True
+        if codec.has_begun:
+            await linger(self._transport)
+        return False
+
+    def _is_reusable(self, exchange: HTTP11Exchange) -> bool:
+        """Make ready for the next request, if nothing is in its way."""
+        if exchange.must_close or not self._codec.can_reuse or self._server.drain.kind is DrainKind.STOP:
             return False
-        codec.start_next()
+        self._codec.start_next()
         return True
 
     async def _discard_body(self) -> bool:

@@ -253,12 +253,10 @@ class HTTP11Exchange:
             await self.send_body(text, more=False)
         self.abort()
 
-    def finish(self, outcome: Outcome) -> None:
-        """Take note that the application has ended; ``outcome`` is why, if it left the exchange unfinished."""
-        if not self.ended:
-            self.outcome = self.outcome or outcome
-            self.abort()
-        self._report()
+    def cut_short(self) -> None:
+        """Take note that the application has left the exchange unfinished."""
+        self.outcome = self.outcome or (Outcome.CLIENT_LEFT if self.has_left else Outcome.SHUTDOWN)
+        self.abort()
 
     def _end(self) -> None:
         self.ended = True
@@ -266,10 +264,11 @@ class HTTP11Exchange:
             self._transport.wake(Wake.ENDED)
         # Whether a 5xx is what the application meant, or what something in it made of an error, shows when it returns.
         if self.status is None or self.status < 500 or self.is_refused:
-            self._report()
+            self.report()
         self._on_end()
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Say what became of it, once, to who wants to know."""
         if self._server.wants_records and not self._is_reported:
             self._is_reported = True
             self._server.exchange_ended(self._record())
