@@ -93,6 +93,7 @@ def test_a_head_has_begun_with_its_first_byte(make_codec: MakeCodec) -> None:
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/3.0\r\n\r\n", 505),
         (b"\x16\x03\x01\x02", 400),
+        (b"\x16\x03\x01\x02\r\n\r\n", 400),
     ],
 )
 def test_a_wrong_head_is_an_error_with_its_status(make_codec: MakeCodec, data: bytes, status: int) -> None:

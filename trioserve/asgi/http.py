@@ -11,7 +11,7 @@ import trio
 from ..errors import ClientDisconnected, MessageError
 from ..exchange import Exchange, Response
 from ..types import Message, PlainValues
-from .messages import as_bytes, open_regular_file, read, read_bytes, read_file, read_headers, read_response
+from .messages import as_bytes, open_regular_file, read, read_file, read_headers, read_response
 
 
 class _Expects(Enum):
@@ -33,6 +33,8 @@ class HTTPCall:
     _expects = _Expects.START
     _response: Response | None = None  # held until the first piece of the body: both leave in one write
     _has_trailers = False
+    # Set before the write that completes the body, as another task that sends meanwhile must find it so.
+    _after_body = _Expects.NOTHING
     _body_read = False
     _is_reading = False
     _turn: trio.lowlevel.ParkingLot | None = None
@@ -85,17 +87,20 @@ class HTTPCall:
             if self._expects is not _Expects.START:
                 raise self._unexpected(kind)
             response = self._response = read_response(message)
-            self._has_trailers = response.trailers
+            if response.trailers:
+                self._has_trailers, self._after_body = True, _Expects.TRAILERS
             self._expects = _Expects.BODY
         elif kind == "http.response.body":
             if self._expects is not _Expects.BODY:
                 raise self._unexpected(kind)
-            data = read_bytes(message, "body")
+            data = message.get("body", b"")
+            if type(data) is not bytes:
+                data = as_bytes(message, "body", data)
             more = bool(message.get("more_body", False))
             if self._response is not None:
                 self._begin(None if more else len(data))
             if not more:
-                self._moved_on()
+                self._expects = self._after_body
             await self._exchange.send_body(data, more or self._has_trailers)
         else:
             await self._send_extension(read(message, "type", str), message)
@@ -135,10 +140,6 @@ class HTTPCall:
             self._exchange.send_response(response)
             self._response = None
 
-    def _moved_on(self) -> None:
-        """The body is complete. Said before the write, as another task that sends meanwhile must find it so."""
-        self._expects = _Expects.TRAILERS if self._has_trailers else _Expects.NOTHING
-
     async def _send_trailers(self, message: Message) -> None:
         if message.get("more_trailers", False):
             raise MessageError("http.response.trailers: send all trailers in one message, without more_trailers")
@@ -153,7 +154,7 @@ class HTTPCall:
         file, size = await trio.to_thread.run_sync(open_regular_file, path)
         try:
             self._begin(size)
-            self._moved_on()
+            self._expects = self._after_body
             await self._exchange.send_file(file, 0, size, self._has_trailers)
         finally:
             os.close(file)
@@ -163,5 +164,5 @@ class HTTPCall:
         more = bool(message.get("more_body", False))
         self._begin(None if more else count)
         if not more:
-            self._moved_on()
+            self._expects = self._after_body
         await self._exchange.send_file(file, offset, count, more or self._has_trailers)

@@ -25,15 +25,8 @@ def read(message: Message, key: str, *kinds: type[T]) -> T:
     raise MessageError(f"{_name(message)}: {key!r} must be {expected}, not {came}")
 
 
-def read_bytes(message: Message, key: str) -> bytes:
-    """Return bytes, or nothing where the key is absent; copies a bytearray or memoryview, which may change later."""
-    value = message.get(key, b"")
-    if type(value) is bytes:
-        return value
-    return as_bytes(message, key, value)
-
-
 def as_bytes(message: Message, key: str, value: AnyValue) -> bytes:
+    """Return a value as bytes; copies a bytearray or memoryview, which may change later. Raises MessageError."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     raise MessageError(f"{_name(message)}: {key!r} must be bytes, not {value!r}")

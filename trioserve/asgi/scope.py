@@ -26,7 +26,7 @@ def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug:
     request = exchange.request
     endpoint = request.endpoint
     raw_path, _, query = request.target.partition(b"?")
-    path = decode_path(raw_path)
+    path = decode_path(raw_path) if b"%" in raw_path else raw_path.decode("utf-8", "replace")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},

@@ -24,6 +24,7 @@ class HttptoolsCodec(RequestReader):
         super().__init__(config)
         self._heads = heads
         self._body = BodyFraming()
+        self.drops_body = False
         self._fields: list[tuple[bytes, bytes]] = []
         self._proposes_upgrade = False
 
@@ -67,7 +68,7 @@ class HttptoolsCodec(RequestReader):
 
     @property
     def can_reuse(self) -> bool:
-        return self.body_read and self.keeps_alive
+        return self.body_read and self._body.is_complete and not self._closes
 
     @property
     def keeps_alive(self) -> bool:
@@ -80,10 +81,6 @@ class HttptoolsCodec(RequestReader):
     @property
     def ends_by_close(self) -> bool:
         return self._body.ending is Ending.CLOSE
-
-    @property
-    def drops_body(self) -> bool:
-        return self._body.ending is Ending.AT_ONCE
 
     def informational(self, status: int, headers: Headers) -> bytes:
         self.wants_continue = False
@@ -101,6 +98,7 @@ class HttptoolsCodec(RequestReader):
         self.wants_continue = False
         self._closes = head.closes
         self._body.begin(head)
+        self.drops_body = head.ending is Ending.AT_ONCE
         return head.data
 
     def body(self, data: bytes) -> bytes:
@@ -124,3 +122,4 @@ class HttptoolsCodec(RequestReader):
     def start_next(self) -> None:
         self._start_request()
         self._body.reset()
+        self.drops_body = False

@@ -153,7 +153,7 @@ class HTTP11Connection:
     def _begin_exchange(self, head: Head) -> HTTP11Exchange:
         config, server = self._server.config, self._server
         request = Request(head.method, head.target, head.headers, head.http_version, self._endpoint)
-        if config.ws == "on" and wants_websocket(head):
+        if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
         exchange = self._exchange = self._make_exchange(request)
         server.exchange_began(exchange, request, exchange.started)
@@ -199,7 +199,8 @@ class HTTP11Connection:
         self._server.exchange_left(exchange)
         if not exchange.ended:
             exchange.cut_short()
-        exchange.report()
+        if self._server.wants_records:
+            exchange.report()
         self._disarm()
         # What a stalled client does not take would stay in the kernel for minutes after an ordinary close.
         has_stalled = self._transport.is_broken and exchange.outcome is Outcome.DEADLINE

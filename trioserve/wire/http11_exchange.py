@@ -139,7 +139,8 @@ class HTTP11Exchange:
         await self._transport.send(self._codec.informational(status, headers), self._server.config.timeout_write)
 
     def send_response(self, response: Response) -> None:
-        self._raise_if_gone()
+        if self.ended or self._transport.is_broken:
+            raise _gone()
         self._serialise(response)
 
     def _serialise(self, response: Response) -> None:
@@ -263,13 +264,13 @@ class HTTP11Exchange:
         if self._receiving or self._waiting:
             self._transport.wake(Wake.ENDED)
         # Whether a 5xx is what the application meant, or what something in it made of an error, shows when it returns.
-        if self.status is None or self.status < 500 or self.is_refused:
+        if self._server.wants_records and (self.status is None or self.status < 500 or self.is_refused):
             self.report()
         self._on_end()
 
     def report(self) -> None:
-        """Say what became of it, once, to who wants to know."""
-        if self._server.wants_records and not self._is_reported:
+        """Say what became of it, once."""
+        if not self._is_reported:
             self._is_reported = True
             self._server.exchange_ended(self._record())
 

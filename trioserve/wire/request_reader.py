@@ -73,12 +73,12 @@ class RequestReader(ABC):
         buffer = self._buffer
         if not buffer or buffer == b"\r":
             return None
-        check_beginning(buffer)
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
         if (end if end >= 0 else len(buffer)) > self._max_head:
             raise too_long(buffer, self._max_head)
         if end < 0:
             self._searched = len(buffer)
+            check_beginning(buffer)
             self._check_lines(buffer)
             return None
         self._searched = self._empty_lines = 0
@@ -94,7 +94,8 @@ class RequestReader(ABC):
         method, target, version = check_raw_head(raw, max_fields=self._max_fields)
         headers = self._parse_fields(raw)
         length, self._closes, expects, has_upgrade = check_fields(headers, version)
-        target = check_target(method, target, headers)
+        if target[0] != 0x2F or b"#" in target:  # all but the plainest
+            target = check_target(method, target, headers)
         self._method, self._http_version = method, version
         if length is None:
             self._scanner = ChunkScanner(max_trailer=self._max_head, max_fields=self._max_fields)

@@ -68,6 +68,10 @@ def check_raw_head(head: bytes, *, max_fields: int) -> tuple[str, bytes, str]:
 
 
 def _explain_raw_head(head: bytes) -> ProtocolError:
+    try:
+        check_beginning(head)
+    except ProtocolError as error:
+        return error
     lines = head.count(b"\r\n")
     if (
         len(head.translate(None, _CONTROLS)) != len(head)

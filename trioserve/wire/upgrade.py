@@ -26,8 +26,6 @@ def wants_websocket(head: Head) -> bool:
 
     An Upgrade field that Connection does not name was meant for another hop, and is ignored.
     """
-    if not head.has_upgrade:
-        return False
     upgrade = connection = b""
     for name, value in head.headers:
         if name == b"upgrade":
