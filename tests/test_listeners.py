@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import socket
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from trio.testing import MockClock, memory_stream_pair
 
 from trioserve.config import Config
 from trioserve.errors import BindError
-from trioserve.net import bound_sockets
+from trioserve.net import bound_sockets, listeners
 from trioserve.net.binding import bind_all
-from trioserve.net.listeners import Listener, Socket, accept_forever, aclose_all
+from trioserve.net.listeners import ACCEPT_BATCH, Accepted, Listener, Socket, accept_forever, aclose_all
 
 
 @asynccontextmanager
@@ -51,10 +52,18 @@ async def exchange(listener: Listener) -> None:
             sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             await sock.connect(listener.raw_address.replace("@", "\0", 1))
             client = trio.SocketStream(sock)
-        server = await listener.accept()
-        async with client, server:
-            await client.send_all(b"hello")
-            assert await server.receive_some() == b"hello"
+        async with client:
+            with await accept_one(listener) as server:
+                await client.send_all(b"hello")
+                assert server.recv(5) == b"hello"
+
+
+async def accept_one(listener: Listener) -> socket.socket:
+    """The one connection that waits, or the next one; non-blocking."""
+    [accepted] = await listener.accept()
+    assert isinstance(accepted, socket.socket)
+    assert not accepted.getblocking()
+    return accepted
 
 
 @pytest.fixture
@@ -132,8 +141,8 @@ async def test_ipv6_stands_beside_ipv4_on_one_port() -> None:
         assert four.raw_address == ("0.0.0.0", port)
         with trio.fail_after(5):
             for listener, host in ((six, "::1"), (four, "127.0.0.1")):
-                async with await trio.open_tcp_stream(host, port), await listener.accept():
-                    pass
+                async with await trio.open_tcp_stream(host, port):
+                    (await accept_one(listener)).close()
 
 
 async def test_plain_stands_beside_tls() -> None:
@@ -346,7 +355,7 @@ async def test_live_unix_socket_is_refused(folder: Path) -> None:
             await bind_all(config)
         assert str(caught.value) == f"cannot listen on unix:{folder}/s: another server is listening there"
         assert caught.value.errno == errno.EADDRINUSE
-        await (await listener.accept()).aclose()  # what the second server asked with
+        (await accept_one(listener)).close()  # what the second server asked with
         await exchange(listener)
 
 
@@ -612,7 +621,7 @@ async def test_foreign_listener_is_served() -> None:
     stream = memory_stream_pair()[0]
     listener = Listener.from_listener(FakeListener(stream), tls=False)
     listener.listen(16)
-    assert await listener.accept() is stream
+    assert await listener.accept() == [stream]
     assert (listener.address, listener.url, listener.raw_address) == ("FakeListener", None, None)
     await aclose_all([listener])
 
@@ -633,7 +642,7 @@ async def test_closing_ends_accepting_and_frees_the_address() -> None:
     async with trio.open_nursery() as nursery:
         [listener] = await bind_all(Config(port=0))
         listener.listen(16)
-        nursery.start_soon(accept_forever, listener, lambda stream: None)
+        nursery.start_soon(accept_forever, listener, lambda accepted: None)
         await trio.testing.wait_all_tasks_blocked()
         await aclose_all([listener])
         await aclose_all([listener])
@@ -662,7 +671,7 @@ async def test_accepted_streams_go_to_the_handler() -> None:
     """accept_forever hands over each stream, and ends when it is cancelled."""
     streams = [memory_stream_pair()[0] for _ in range(3)]
     listener = Listener.from_listener(FakeListener(*streams), tls=False)
-    handled: list[trio.abc.Stream] = []
+    handled: list[Accepted] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept_forever, listener, handled.append)
         await trio.testing.wait_all_tasks_blocked()
@@ -678,13 +687,13 @@ async def test_accepting_survives_exhaustion(
     stream = memory_stream_pair()[0]
     full = OSError(number, os.strerror(number))
     listener = Listener.from_listener(FakeListener(full, full, full, stream), tls=False)
-    handled: list[trio.abc.Stream] = []
+    handled: list[Accepted] = []
     start = trio.current_time()
     with caplog.at_level(logging.WARNING, "trioserve.error"):
         async with trio.open_nursery() as nursery:
 
-            def handle(stream: trio.abc.Stream) -> None:
-                handled.append(stream)
+            def handle(accepted: Accepted) -> None:
+                handled.append(accepted)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(accept_forever, listener, handle)
@@ -700,7 +709,7 @@ async def test_each_exhaustion_is_warned_of(autojump_clock: MockClock, caplog: p
     full = OSError(errno.EMFILE, "Too many open files")
     fake = FakeListener(full, stream, full, stream)
     with trio.move_on_after(10):
-        await accept_forever(Listener.from_listener(fake, tls=False), lambda stream: None)
+        await accept_forever(Listener.from_listener(fake, tls=False), lambda accepted: None)
     assert len(caplog.records) == 2
 
 
@@ -708,13 +717,169 @@ async def test_other_errors_of_accept_are_raised() -> None:
     """An error that waiting cannot heal is not hidden."""
     listener = Listener.from_listener(FakeListener(OSError(errno.EINVAL, "Invalid argument")), tls=False)
     with pytest.raises(OSError, match="Invalid argument"):
-        await accept_forever(listener, lambda stream: None)
+        await accept_forever(listener, lambda accepted: None)
 
 
 async def test_accepted_tcp_connections_send_at_once() -> None:
     """Accepted TCP sockets have TCP_NODELAY: small writes are not held back for the client's acknowledgement."""
     async with listening(Config(port=0)) as [listener]:
         assert isinstance(listener.raw_address, tuple)
-        async with await trio.open_tcp_stream(*listener.raw_address), await listener.accept() as accepted:
-            assert isinstance(accepted, trio.SocketStream)
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        async with await trio.open_tcp_stream(*listener.raw_address):
+            with await accept_one(listener) as accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def connect(opened: ExitStack, listener: Listener, count: int) -> list[int]:
+    """So many clients, which the kernel has accepted; their ports."""
+    assert isinstance(listener.raw_address, tuple)
+    clients = [opened.enter_context(socket.create_connection(listener.raw_address)) for _ in range(count)]
+    return [one.getsockname()[1] for one in clients]
+
+
+def ports_of(accepted: Sequence[Accepted], opened: ExitStack) -> list[int]:
+    """The clients' ports, in order; the sockets are closed with the rest."""
+    ports = []
+    for one in accepted:
+        assert isinstance(one, socket.socket)
+        ports.append(opened.enter_context(one).getpeername()[1])
+    return ports
+
+
+async def test_all_that_wait_are_accepted_together() -> None:
+    """One accept takes every connection that waits, in the order of their coming."""
+    async with listening(Config(port=0)) as [listener]:
+        with ExitStack() as opened, trio.fail_after(5):
+            expected = connect(opened, listener, 3)
+            assert ports_of(await listener.accept(), opened) == expected
+
+
+async def test_a_batch_has_an_end() -> None:
+    """Of more connections than a batch takes the rest is accepted next, after others had their turn."""
+    async with bound(Config(port=0)) as [listener]:
+        listener.listen(2 * ACCEPT_BATCH)
+        with ExitStack() as opened, trio.fail_after(5):
+            expected = connect(opened, listener, ACCEPT_BATCH + 1)
+            assert ports_of(await listener.accept(), opened) == expected[:-1]
+            with trio.testing.assert_checkpoints():
+                rest = await listener.accept()
+            assert ports_of(rest, opened) == expected[-1:]
+
+
+class Acceptor:
+    """Accepts from a real socket, but first fails as the test says: None stands for a real accept."""
+
+    def __init__(self, acceptor: socket.socket, outcomes: list[int | None]) -> None:
+        self._acceptor = acceptor
+        self._outcomes = outcomes
+
+    def accept(self) -> tuple[socket.socket, object]:
+        number = self._outcomes.pop(0) if self._outcomes else None
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        return self._acceptor.accept()
+
+    def close(self) -> None:
+        self._acceptor.close()
+
+
+def let_accept_fail(monkeypatch: pytest.MonkeyPatch, *outcomes: int | None) -> None:
+    """Let the system say so, in this order, of the connections that are accepted."""
+    dup_listening = listeners._dup_listening
+    monkeypatch.setattr(listeners, "_dup_listening", lambda one: Acceptor(dup_listening(one), list(outcomes)))
+
+
+@pytest.mark.parametrize("number", sorted(listeners._ABORTED))
+async def test_a_lost_connection_does_not_stop_the_batch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """An error of one connection that was lost before it was accepted keeps no other waiting."""
+    let_accept_fail(monkeypatch, None, number, None)
+    async with listening(Config(port=0)) as [listener]:
+        with ExitStack() as opened, trio.fail_after(5):
+            expected = connect(opened, listener, 2)
+            assert ports_of(await listener.accept(), opened) == expected
+
+
+async def test_what_was_accepted_before_an_error_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running out of descriptors in the middle of a batch hands over the first half of it; the next accept raises."""
+    let_accept_fail(monkeypatch, None, errno.EMFILE, errno.EMFILE, None)
+    async with listening(Config(port=0)) as [listener]:
+        with ExitStack() as opened, trio.fail_after(5):
+            expected = connect(opened, listener, 2)
+            assert ports_of(await listener.accept(), opened) == expected[:1]
+            with pytest.raises(OSError, match="Too many open files"):
+                await listener.accept()
+            assert ports_of(await listener.accept(), opened) == expected[1:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of descriptors counts their numbers")
+async def test_clients_wait_until_there_are_descriptors_again(caplog: pytest.LogCaptureFixture) -> None:
+    """With the process really out of descriptors, connections are accepted as soon as others are closed."""
+    handled: list[Accepted] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with listening(Config(port=0)) as [listener]:
+        with ExitStack() as opened, trio.fail_after(10):
+            connect(opened, listener, 3)
+            async with trio.open_nursery() as nursery:
+                with closing(socket.socket()) as lowest:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 1, hard))
+                    opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+                    nursery.start_soon(accept_forever, listener, handled.append)
+                    while not caplog.records:
+                        await trio.sleep(0.01)
+                    assert handled == []
+                while not handled:
+                    await trio.sleep(0.01)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                while len(handled) < 3:
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+            ports_of(handled, opened)
+
+
+async def test_others_may_have_been_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that several processes accept from may have nothing for one that was woken: it goes on waiting."""
+    handled: list[Accepted] = []
+    let_accept_fail(monkeypatch, errno.EAGAIN, None)
+    async with listening(Config(port=0)) as [listener]:
+        with ExitStack() as opened, trio.fail_after(5):
+            expected = connect(opened, listener, 1)
+            async with trio.open_nursery() as nursery:
+
+                def handle(accepted: Accepted) -> None:
+                    handled.append(accepted)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(accept_forever, listener, handle)
+            assert ports_of(handled, opened) == expected
+
+
+async def test_a_listener_closed_after_a_client_came_accepts_nobody() -> None:
+    """Woken for a client, but closed before its turn came, an accept says that it is closed."""
+
+    async def accept() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+
+    async with listening(Config(port=0)) as [listener]:
+        with ExitStack() as opened, trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(accept)
+                await trio.testing.wait_all_tasks_blocked()
+                connect(opened, listener, 1)
+                await trio.lowlevel.wait_readable(listener._acceptor)
+                listener.close()
+
+
+async def test_a_socket_of_trio_stays_its_owner_s_too() -> None:
+    """Who gave a trio.SocketListener may ask it for its address; closing it ends accepting, and nobody can connect."""
+    [made] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    listener = Listener.from_listener(made, tls=False)
+    listener.listen(16)
+    await exchange(listener)
+    assert made.socket.getsockname() == listener.raw_address
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept_forever, listener, lambda accepted: None)
+        await trio.testing.wait_all_tasks_blocked()
+        await made.aclose()
+    assert isinstance(listener.raw_address, tuple)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(listener.raw_address)

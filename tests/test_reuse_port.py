@@ -289,8 +289,9 @@ async def test_twin_listens_on_the_same_port(host: str) -> None:
                 for _ in range(64):
                     clients.enter_context(closing(socket.create_connection(listener.raw_address)))
                 for one in (listener, twin):
-                    async with await one.accept():
-                        pass
+                    for accepted in await one.accept():
+                        assert isinstance(accepted, socket.socket)
+                        clients.enter_context(accepted)
 
 
 async def test_twin_of_a_listener_with_tls_has_tls() -> None:
@@ -317,8 +318,9 @@ async def test_twin_outlives_its_original() -> None:
             await listener.aclose()
             assert isinstance(twin.raw_address, tuple)
             with closing(socket.create_connection(twin.raw_address)), trio.fail_after(5):
-                async with await twin.accept():
-                    pass
+                [accepted] = await twin.accept()
+                assert isinstance(accepted, socket.socket)
+                accepted.close()
 
 
 async def test_listener_of_another_kind_has_no_twin(folder: Path) -> None:

@@ -15,6 +15,7 @@ from .context import ServerContext
 from .drain import DrainKind
 from .exchange import Address, Endpoint
 from .logs import log_application_error, server_log
+from .net.listeners import Accepted, Socket
 from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
 from .net.reactor import Reactor
 from .net.socket_transport import SocketTransport
@@ -65,8 +66,8 @@ class Connections:
         for transport in list(self._transports):
             await transport.lose()
 
-    async def serve(self, stream: trio.abc.Stream, is_secured: bool = False, listener: str = "") -> None:
-        """Serve a connection until it closes, and close its stream.
+    async def serve(self, accepted: Accepted, is_secured: bool = False, listener: str = "") -> None:
+        """Serve a connection until it closes, and close its socket or stream.
 
         ``is_secured``: it begins with a TLS handshake. ``listener`` is the listening address in words, for the log.
         Raises nothing but Cancelled and KeyboardInterrupt.
@@ -74,22 +75,22 @@ class Connections:
         counters = self._server.counters
         counters.connections += 1
         counters.connections_total += 1
-        endpoint = describe_endpoint(stream)
+        endpoint = describe_endpoint(accepted)
         try:
             if is_secured and self.tls is not None:
-                secured = await self._begin_tls(stream, self.tls, endpoint, listener)
+                secured = await self._begin_tls(_as_stream(accepted), self.tls, endpoint, listener)
                 if secured is None:
                     return
-                stream = secured
-            await self._serve_http(stream, endpoint)
+                accepted = secured
+            await self._serve_http(accepted, endpoint)
         except BaseException as error:
             _sort_out(error, self._server)
         finally:
             counters.connections -= 1
 
-    async def _serve_http(self, stream: trio.abc.Stream, endpoint: Endpoint) -> None:
+    async def _serve_http(self, accepted: Accepted, endpoint: Endpoint) -> None:
         server = self._server
-        transport = self._make_transport(stream)
+        transport = self._make_transport(accepted)
         self._transports.add(transport)
         try:
             # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it.
@@ -103,12 +104,16 @@ class Connections:
             self._transports.remove(transport)
             await transport.aclose()
 
-    def _make_transport(self, stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
-        if self._reactor is None or not isinstance(stream, trio.SocketStream):
-            return StreamTransport(stream, self._server.clock)
-        sock = socket.socket(fileno=stream.socket.detach())
-        sock.setblocking(False)
-        return SocketTransport(sock, self._reactor, self._server.clock)
+    def _make_transport(self, accepted: Accepted) -> StreamTransport | SocketTransport:
+        clock = self._server.clock
+        if self._reactor is None:
+            return StreamTransport(_as_stream(accepted), clock)
+        if isinstance(accepted, trio.SocketStream):
+            accepted = socket.socket(fileno=accepted.socket.detach())
+            accepted.setblocking(False)
+        if isinstance(accepted, socket.socket):
+            return SocketTransport(accepted, self._reactor, clock)
+        return StreamTransport(accepted, clock)
 
     async def _begin_tls(
         self, stream: trio.abc.Stream, tls: TLS, endpoint: Endpoint, listener: str
@@ -153,6 +158,12 @@ class Connections:
                 drain.unregister(hurry)
 
 
+def _as_stream(accepted: Accepted) -> trio.abc.Stream:
+    if isinstance(accepted, socket.socket):
+        return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+    return accepted
+
+
 async def _say_goodbye(stream: trio.abc.Stream, answer: bytes) -> None:
     """End a connection whose handshake failed, so that the client can still read why."""
     lost = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -185,14 +196,17 @@ def _sort_out(error: BaseException, server: ServerContext) -> None:
         raise cancelled
 
 
-def describe_endpoint(stream: trio.abc.Stream) -> Endpoint:
-    inner = stream
+def describe_endpoint(accepted: Accepted) -> Endpoint:
+    if isinstance(accepted, socket.socket):
+        return _describe_socket(accepted, "http")
     scheme = "http"
+    inner = accepted
     while isinstance(inner, trio.SSLStream):
         scheme, inner = "https", inner.transport_stream
-    if not isinstance(inner, trio.SocketStream):
-        return Endpoint(scheme=scheme)
-    sock = inner.socket
+    return _describe_socket(inner.socket, scheme) if isinstance(inner, trio.SocketStream) else Endpoint(scheme=scheme)
+
+
+def _describe_socket(sock: Socket, scheme: str) -> Endpoint:
     try:
         peer, own = sock.getpeername(), sock.getsockname()
     except OSError:  # the client has already gone

@@ -16,7 +16,7 @@ from .drain import DrainKind
 from .errors import AppLoadError, BindError, ConfigError
 from .metrics import Statistics, take_statistics
 from .net.binding import bind_all
-from .net.listeners import Listener, RawAddress, Socket, accept_forever, aclose_all
+from .net.listeners import Accepted, Listener, RawAddress, Socket, accept_forever, aclose_all
 from .net.tls import TLS, load_tls
 from .observer import Observer, Phase
 from .types import AnyValue, ASGIApp, PlainValues, State
@@ -126,8 +126,8 @@ class Server:
 
 
 async def _accept(listener: Listener, connections: Connections, nursery: trio.Nursery) -> None:
-    def start(stream: trio.abc.Stream) -> None:
-        nursery.start_soon(connections.serve, stream, listener.tls, listener.address)
+    def start(accepted: Accepted) -> None:
+        nursery.start_soon(connections.serve, accepted, listener.tls, listener.address)
 
     await accept_forever(listener, start)
 

@@ -20,11 +20,28 @@ Socket = socket.socket | trio.socket.SocketType
 RawAddress = tuple[str, int] | str | None
 """Host and port, the path of a unix socket (``@name`` if abstract), or None for a listener that is no socket."""
 
+Accepted = socket.socket | trio.abc.Stream
+"""A connection as it comes: a non-blocking socket, if its listener is one, or the stream that another made."""
+
 _logger = logging.getLogger("trioserve.error")
 
 # The process or the system is out of something that closing connections gives back.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _EXHAUSTED_PAUSE = 0.1
+
+# What went wrong with one connection before it was accepted, not with the listener: accept(2) says to go on. Not every
+# system knows each of them.
+_ABORTED = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ECONNABORTED", "ECONNRESET", "ETIMEDOUT", "EPERM", "EPROTO", "ENOPROTOOPT", "EOPNOTSUPP", "EHOSTDOWN"),
+        *("EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENONET", "ENOSR", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT"),
+    )
+    if hasattr(errno, name)
+)
+
+ACCEPT_BATCH = 64
+"""Connections that are accepted at a time, before those that are open have their turn."""
 
 
 @dataclass(eq=False)
@@ -40,7 +57,10 @@ class Listener:
     raw_address: RawAddress
     tls: bool
     _socket: trio.socket.SocketType | None = None
-    _accepting: trio.abc.Listener[trio.abc.Stream] | None = None
+    # The same socket once it listens, under a number of its own: Trio's has no way to accept without waiting, and who
+    # gave it to us may still look at it, or close it.
+    _acceptor: socket.socket | None = None
+    _foreign: trio.abc.Listener[trio.abc.Stream] | None = None
     _file: SocketFile | None = None
 
     @classmethod
@@ -71,7 +91,7 @@ class Listener:
         """Take over a listener of another make, which accepts from the start."""
         if isinstance(listener, trio.SocketListener):
             return cls.from_socket(listener.socket, tls=tls)
-        return cls(type(listener).__name__, None, None, tls, _accepting=listener)
+        return cls(type(listener).__name__, None, None, tls, _foreign=listener)
 
     @property
     def raw_socket(self) -> trio.socket.SocketType:
@@ -101,27 +121,33 @@ class Listener:
             return
         with bind_errors(self.address):
             self._socket.listen(backlog)
+            self._acceptor = _dup_listening(self._socket)
         # While a socket is bound but does not listen yet, another server takes its file for a stale one and replaces
         # it. This makes one of the two give up, instead of serving where nobody can connect.
         if self._file is not None and not self._file.is_ours:
             raise BindError(errno.EADDRINUSE, "the path has been removed, or taken by another server", self.address)
-        self._accepting = trio.SocketListener(self._socket)
 
-    async def accept(self) -> trio.abc.Stream:
-        """Wait for the next connection.
+    async def accept(self) -> Sequence[Accepted]:
+        """Wait for connections, and return those that wait, up to ACCEPT_BATCH: it may be none, if others were quicker.
 
-        Raises trio.ClosedResourceError once closed, and OSError when the process runs out of descriptors or memory.
+        Whoever calls this owns them. Raises trio.ClosedResourceError once closed, and OSError when the process runs out
+        of descriptors or memory.
         """
-        if self._accepting is None:
+        if self._foreign is not None:
+            return [await self._foreign.accept()]
+        if self._socket is None or self._acceptor is None:
             raise trio.ClosedResourceError("this listener is closed, or does not listen yet")
-        return await self._accepting.accept()
+        await trio.lowlevel.wait_readable(self._socket)
+        if self._socket.fileno() == -1:
+            raise trio.ClosedResourceError("this listener has been closed")
+        return _accept_waiting(self._acceptor)
 
     async def aclose(self) -> None:
         """Stop accepting, and remove the file of a unix socket of ours. May be repeated; closes also if cancelled."""
-        accepting, self._accepting = self._accepting, None
+        foreign, self._foreign = self._foreign, None
         self.close()
-        if self._socket is None and accepting is not None:
-            await accepting.aclose()
+        if foreign is not None:
+            await foreign.aclose()
 
     def close(self) -> None:
         """As aclose, for a listener that is a socket; also where there is no event loop."""
@@ -129,6 +155,9 @@ class Listener:
         if self._file is not None:
             self._file.remove()
             self._file = None
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
         if self._socket is None:
             return
         if trio.lowlevel.in_trio_run():
@@ -136,6 +165,33 @@ class Listener:
         elif self._socket.fileno() != -1:
             # Trio's own close tells the event loop.
             socket.close(self._socket.detach())
+
+
+def _dup_listening(listening: trio.socket.SocketType) -> socket.socket:
+    acceptor = socket.fromfd(listening.fileno(), listening.family, listening.type)
+    acceptor.setblocking(False)
+    if acceptor.family in (socket.AF_INET, socket.AF_INET6):
+        # Accepted sockets inherit it, on Linux at least; where they become trio.SocketStreams those set it, too.
+        acceptor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return acceptor
+
+
+def _accept_waiting(acceptor: socket.socket) -> list[Accepted]:
+    accepted: list[Accepted] = []
+    for _ in range(ACCEPT_BATCH):
+        try:
+            sock, _ = acceptor.accept()
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno in _ABORTED:
+                continue
+            if accepted:
+                break  # they must not be lost; the next attempt fails again
+            raise
+        sock.setblocking(False)
+        accepted.append(sock)
+    return accepted
 
 
 async def aclose_all(listeners: Sequence[Listener]) -> None:
@@ -146,8 +202,8 @@ async def aclose_all(listeners: Sequence[Listener]) -> None:
             nursery.start_soon(one.aclose)
 
 
-async def accept_forever(listener: Listener, handler: Callable[[trio.abc.Stream], object]) -> None:
-    """Hand every accepted stream to ``handler``, which owns it from then on, until the listener is closed.
+async def accept_forever(listener: Listener, handler: Callable[[Accepted], object]) -> None:
+    """Hand every accepted connection to ``handler``, which owns it from then on, until the listener is closed.
 
     When the process is out of descriptors or memory it waits for connections to end; an attacker could otherwise stop a
     server by opening many.
@@ -155,8 +211,10 @@ async def accept_forever(listener: Listener, handler: Callable[[trio.abc.Stream]
     exhausted = False
     while True:
         try:
-            stream = await listener.accept()
+            accepted = await listener.accept()
         except trio.ClosedResourceError:
+            # It may have been closed by who gave it to us; then nobody shall connect any more either.
+            listener.close()
             return
         except OSError as error:
             if error.errno not in _EXHAUSTED:
@@ -167,4 +225,5 @@ async def accept_forever(listener: Listener, handler: Callable[[trio.abc.Stream]
             await trio.sleep(_EXHAUSTED_PAUSE)
         else:
             exhausted = False
-            handler(stream)
+            for one in accepted:
+                handler(one)
