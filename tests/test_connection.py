@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import logging
 import re
 import socket
 import ssl
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +20,13 @@ import trustme
 from trioserve import Config, serve
 from trioserve.connection import Connections
 from trioserve.context import ServerContext
+from trioserve.exchange import Endpoint
+from trioserve.net.parked_reader import ParkedReader
+from trioserve.net.reactor import SUPPORTED as REACTOR_SUPPORTED
+from trioserve.net.socket_transport import SocketTransport
 from trioserve.net.tls import load_tls
 from trioserve.observer import Phase
+from trioserve.wire.http11 import HTTP11Connection
 
 from .support import Client, Recorder, http_app, memory_server, open_descriptors, respond, send_text, socket_server
 
@@ -169,6 +176,41 @@ async def test_a_client_that_is_gone_before_it_is_served():
             while server.server.statistics().connections:
                 await trio.sleep(0.005)
         assert server.errors == []
+
+
+@pytest.mark.skipif(not REACTOR_SUPPORTED, reason="only Linux has epoll")
+@pytest.mark.parametrize("ending", ["the server closes", "the client closes", "the client resets"])
+async def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(ending):
+    """What was made for a connection is freed when it ends: at a connection per request, cycles would be a collection
+    every few dozen requests.
+    """
+    made = (trio.lowlevel.Task, trio.Nursery, SocketTransport, HTTP11Connection, ParkedReader, Endpoint)
+
+    def alive() -> Counter[type]:
+        return Counter(type(one) for one in gc.get_objects() if type(one) in made)
+
+    async def visit(server):
+        client = await server.connect()
+        headers = [("Connection", "close")] if ending == "the server closes" else []
+        assert (await client.request(headers=headers)).status == 200
+        if ending == "the client resets":
+            client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await client.aclose()
+        with trio.fail_after(5):
+            while server.server.statistics().connections:
+                await trio.sleep(0.005)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async with socket_server(respond()) as server:
+        await visit(server)
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive()
+            await visit(server)
+            assert alive() - before == Counter()
+        finally:
+            gc.enable()
 
 
 async def test_systems_without_a_reactor_serve_sockets_too(monkeypatch):

@@ -8,6 +8,7 @@ from math import inf
 import trio
 
 from ..asgi.handle import handle_http, handle_websocket
+from ..clock import Timer
 from ..context import ServerContext
 from ..drain import DrainKind
 from ..errors import ClientDisconnected, ProtocolError
@@ -38,6 +39,23 @@ class HTTP11Connection:
     the connection goes on in a successor, in a task of its own: nobody waits for another request's background task.
     """
 
+    __slots__ = (
+        "_application_scope",
+        "_codec",
+        "_endpoint",
+        "_exchange",
+        "_grace_deadline",
+        "_looks_for_successor",
+        "_must_reset",
+        "_nursery",
+        "_request_deadline",
+        "_served",
+        "_server",
+        "_successor",
+        "_timer",
+        "_transport",
+    )
+
     def __init__(
         self, transport: Transport, codec: Codec, endpoint: Endpoint, server: ServerContext, nursery: trio.Nursery
     ) -> None:
@@ -52,7 +70,7 @@ class HTTP11Connection:
         self._looks_for_successor = False
         # Cancelled only to stop the application; made once, as a scope costs a quarter of a whole request.
         self._application_scope = trio.CancelScope()
-        self._timer = server.clock.timer(self._stop_application)
+        self._timer: Timer | None = None
         self._request_deadline = inf
         self._grace_deadline = inf
         # The client could mistake an ordinary close for the end of the response.
@@ -76,7 +94,8 @@ class HTTP11Connection:
                 with contextlib.suppress(ClientDisconnected):
                     await transport.flush()
         finally:
-            self._timer.close()
+            if self._timer is not None:
+                self._timer.close()
             drain.unregister(self._tell_drain)
             if self._exchange is not None:
                 self._finish_exchange(self._exchange)
@@ -214,14 +233,14 @@ class HTTP11Connection:
             # The handler runs on without anyone to answer: as if its client had left.
             self._client_left()
             return
-        if self._timer.deadline != inf:
-            self._disarm()
+        self._disarm()
         if self._codec.has_begun or (self._transport.has_unread and not self._transport.has_left):
             self._find_successor()
 
     def _disarm(self) -> None:
-        self._request_deadline = self._grace_deadline = inf
-        self._timer.set(inf)
+        if self._timer is not None:
+            self._request_deadline = self._grace_deadline = inf
+            self._timer.set(inf)
 
     async def _make_reusable(self, exchange: HTTP11Exchange) -> bool:
         """Make ready for the next request; False if the connection must close, which has then been prepared."""
@@ -298,7 +317,9 @@ class HTTP11Connection:
             self._set_timer()
 
     def _set_timer(self) -> None:
-        self._timer.set(min(self._request_deadline, self._grace_deadline))
+        # Made late: most connections never need it.
+        timer = self._timer = self._timer or self._server.clock.timer(self._stop_application)
+        timer.set(min(self._request_deadline, self._grace_deadline))
 
     def _stop_application(self) -> None:
         exchange = self._exchange
