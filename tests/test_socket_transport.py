@@ -781,6 +781,45 @@ async def test_a_reader_that_never_waits_lets_others_run() -> None:
             nursery.cancel_scope.cancel()
 
 
+class AfterFirstStep(trio.abc.Instrument):
+    """Does something once the task of this name has run to its first checkpoint."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self.name, self.then = name, then
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task.name == self.name:
+            self.name = ""
+            self.then()
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+async def test_a_reader_is_woken_also_while_it_lets_others_run(more: bytes) -> None:
+    """A reason that comes while the reader yields is not lost, or it would sleep until its deadline; the first counts,
+    and what is there stays for later.
+    """
+    came: list[bytes | Wake] = []
+    with trio.fail_after(DEADLINE):
+        async with socket_side(unix_sockets, runs=False) as side:
+            side.raw_peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * YIELD_AFTER)
+            side.raw_peer.send(b"x" * YIELD_AFTER + more)
+            first = await side.transport.receive(inf)
+            assert isinstance(first, bytes)
+            assert len(first) == YIELD_AFTER
+
+            def wake() -> None:
+                side.transport.wake(Wake.DRAIN)
+                side.transport.wake(Wake.ENDED)
+
+            instrument = AfterFirstStep("reader", wake)
+            trio.lowlevel.add_instrument(instrument)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receives, side, came, name="reader")
+            trio.lowlevel.remove_instrument(instrument)
+            assert came == [Wake.DRAIN]
+            assert await receive_now(side) == (more or None)
+
+
 async def test_who_has_waited_has_let_others_run() -> None:
     """A wait between two sends begins the count anew."""
     with trio.fail_after(DEADLINE):

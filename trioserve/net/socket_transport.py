@@ -29,6 +29,8 @@ class SocketTransport(SocketWriter):
         "_on_unread",
         "_readable",
         "_reader",
+        "_woken",
+        "_yields",
         "has_left",
         "has_waited",
     )
@@ -41,6 +43,8 @@ class SocketTransport(SocketWriter):
         self.has_waited = False
         self.has_left = False
         self._is_closed = False
+        self._yields = False
+        self._woken: Wake | None = None  # why, while it yields
         self._on_left: Callable[[], None] = _nothing
         self._on_unread: Callable[[], None] = _nothing
         reactor.register(self)
@@ -87,9 +91,9 @@ class SocketTransport(SocketWriter):
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
             if self._busy >= YIELD_AFTER and self._readable:
-                # Shielded, because what is there is to be had even in a cancelled scope.
-                self._busy = 0
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                reason = await self._let_others_run()
+                if reason is not None:
+                    return reason
             data = self.receive_nowait()
             if data is not None:
                 return data
@@ -98,6 +102,15 @@ class SocketTransport(SocketWriter):
             reason = await self._reader.wait(deadline)
             if reason is not None:
                 return reason
+
+    async def _let_others_run(self) -> Wake | None:
+        """Make a checkpoint. Returns the reason if the reader was woken meanwhile: nobody would tell it again."""
+        self._busy = 0
+        self._yields, self._woken = True, None
+        # Shielded, because what is there is to be had even in a cancelled scope.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._yields = False
+        return self._woken
 
     def receive_nowait(self) -> bytes | None:
         if self._readable:
@@ -125,6 +138,8 @@ class SocketTransport(SocketWriter):
             await self._left_lot.park()
 
     def wake(self, reason: Wake) -> None:
+        if self._yields:
+            self._woken = self._woken or reason
         self._reader.wake(reason)
         unpark(self._left_lot)
 
