@@ -27,6 +27,7 @@ from trioserve.net.socket_transport import (
 )
 from trioserve.transport import FilePiece, Wake
 
+from .socket_stream import TransportStream
 from .transports import (
     DEADLINE,
     STALL,
@@ -898,3 +899,36 @@ async def test_a_transport_outlives_its_reactor() -> None:
                 scope.cancel()
                 await transport.send(b"x" * 5_000_000, STALL)
             await transport.aclose()
+
+
+# As a stream
+
+
+@BOTH
+async def test_it_does_what_trio_asks_of_every_stream(make: MakeSockets) -> None:
+    """Trio's own checks of a stream whose halves can be closed, also of one that its peer keeps waiting."""
+    reactor, clock = Reactor(), Clock()
+
+    async def make_streams() -> tuple[TransportStream, TransportStream]:
+        await trio.lowlevel.checkpoint()
+        streams = []
+        for sock in make():
+            sock.setblocking(False)
+            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, buffer, NARROW)
+            streams.append(TransportStream(SocketTransport(sock, reactor, clock)))
+        return streams[0], streams[1]
+
+    async def make_clogged_streams() -> tuple[TransportStream, TransportStream]:
+        first, second = await make_streams()
+        for one in (first, second):
+            # Much more than the kernel can take on both sides together, now or when the reactor looks.
+            one.transport.send_nowait(bytes(16 * READ_AHEAD), STALL)
+        return first, second
+
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reactor.run)
+            await trio.testing.check_half_closeable_stream(make_streams, make_clogged_streams)
+            nursery.cancel_scope.cancel()
+    reactor.close()
