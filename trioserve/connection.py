@@ -28,6 +28,9 @@ from .wire.http11 import HTTP11Connection
 HANDSHAKE_PATIENCE_AT_STOP = 1.0
 """Seconds that a handshake in progress still has when a stop begins."""
 
+TASK_NAME = "trioserve connection"
+"""The same text for every connection: Trio would make one for each."""
+
 GOODBYE_PATIENCE = 1.0
 """Seconds in which a client whose handshake failed may read why."""
 
@@ -97,7 +100,7 @@ class Connections:
             # So the application runs in a child task, and what comes out of that ends here.
             async with trio.open_nursery() as nursery:
                 connection = HTTP11Connection(transport, self._make_codec(), endpoint, server, nursery)
-                server.base.copy().run(lambda: nursery.start_soon(connection.run))
+                _start(connection, nursery, server)
                 if isinstance(transport, StreamTransport):
                     await transport.watch()
         finally:
@@ -162,6 +165,11 @@ def _as_stream(accepted: Accepted) -> trio.abc.Stream:
     if isinstance(accepted, socket.socket):
         return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
     return accepted
+
+
+def _start(connection: HTTP11Connection, nursery: trio.Nursery, server: ServerContext) -> None:
+    # In a function of its own, so that an idle connection does not hold what this makes.
+    server.base.copy().run(partial(nursery.start_soon, connection.run, name=TASK_NAME))
 
 
 async def _say_goodbye(stream: trio.abc.Stream, answer: bytes) -> None:

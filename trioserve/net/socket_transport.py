@@ -99,9 +99,11 @@ class SocketTransport(SocketWriter):
                 return data
             self._busy = 0
             self.has_waited = True
-            reason = await self._reader.wait(deadline)
-            if reason is not None:
-                return reason
+            reader = self._reader
+            reader.begin(deadline)
+            await trio.lowlevel.wait_task_rescheduled(reader.abort)
+            if reader.reason is not None:
+                return reader.reason
 
     async def _let_others_run(self) -> Wake | None:
         """Make a checkpoint. Returns the reason if the reader was woken meanwhile: nobody would tell it again."""

@@ -105,7 +105,11 @@ class HTTP11Connection:
     async def _serve_requests(self) -> None:
         reusable = self._transport.has_waited = True
         while reusable:
-            head = await self._read_head()
+            try:
+                head = await self._read_head()
+            except ProtocolError as error:
+                await self._refuse_head(error)
+                return
             if not self._transport.has_waited:
                 await trio.lowlevel.checkpoint()
             if head is None:
@@ -119,43 +123,41 @@ class HTTP11Connection:
             # and a client that pipelines must not keep all others waiting.
             self._server.reset_context_variables()
             self._transport.has_waited = False
+            # While it is idle a connection holds nothing of its last request.
+            del head, exchange
 
     # The head
 
     async def _read_head(self) -> Head | None:
         """Read the next request head.
 
-        Returns None if the client stays idle too long, leaves, or the server is draining. A malformed or late head is
-        answered here (400, 408, 414, 431, 501, 505) and also gives None. Source: RFC 9112 §2.2, §9.3.
+        Returns None if the client stays idle too long, leaves, or the server is draining. Raises ProtocolError for a
+        malformed or late one (400, 408, 414, 431, 501, 505). Source: RFC 9112 §2.2, §9.3.
         """
         config, codec, drain, transport = self._server.config, self._codec, self._server.drain, self._transport
         # The first head has one clock from accept to its end; a later one has its own from its first byte.
         begun = self._served == 0
         deadline = trio.current_time() + (config.timeout_request_head if begun else config.timeout_keep_alive)
-        try:
-            while True:
-                if codec.has_begun:
-                    head = codec.next_head()
-                    if head is not None:
-                        return head
-                    if not begun:
-                        begun, deadline = True, trio.current_time() + config.timeout_request_head
-                if drain.kind is DrainKind.STOP:
-                    # A request that the client has sent already may still be on its way through the kernel.
-                    patience = HEAD_PATIENCE_AT_STOP if codec.has_begun else 0
-                    deadline = min(deadline, trio.current_time() + patience)
-                came = await transport.receive(deadline)
-                if isinstance(came, bytes):
-                    if not came:
-                        return None
-                    codec.feed(came)
-                elif came is Wake.DEADLINE:
-                    if codec.has_begun:
-                        raise ProtocolError(408, "The request head did not come in time.")
+        while True:
+            if codec.has_begun:
+                head = codec.next_head()
+                if head is not None:
+                    return head
+                if not begun:
+                    begun, deadline = True, trio.current_time() + config.timeout_request_head
+            if drain.kind is DrainKind.STOP:
+                # A request that the client has sent already may still be on its way through the kernel.
+                patience = HEAD_PATIENCE_AT_STOP if codec.has_begun else 0
+                deadline = min(deadline, trio.current_time() + patience)
+            came = await transport.receive(deadline)
+            if isinstance(came, bytes):
+                if not came:
                     return None
-        except ProtocolError as error:
-            await self._refuse_head(error)
-            return None
+                codec.feed(came)
+            elif came is Wake.DEADLINE:
+                if codec.has_begun:
+                    raise ProtocolError(408, "The request head did not come in time.")
+                return None
 
     async def _refuse_head(self, error: ProtocolError) -> None:
         client = "a client" if self._endpoint.client is None else self._endpoint.client_name
