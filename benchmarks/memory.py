@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .measure import REQUESTS
-from .servers import SERVERS, Server, running
+from .servers import SERVERS, Running, running
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: idle\r\n\r\n"
 SPARE = 200  # descriptors that a process needs beside its connections
@@ -28,15 +28,18 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--connections", type=int, default=10_000, help="idle ones (default: 10,000)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of the CPU time, 0 for none (default: 3)")
-    parser.add_argument("--seconds", type=int, default=3, help="seconds of each (default: 3)")
+    parser.add_argument("--rounds", type=int, default=10, help="measurements of the CPU time (default: 10)")
+    parser.add_argument("--seconds", type=int, default=1, help="seconds of each (default: 1)")
     parser.add_argument("--only", action="append", metavar="SERVER", help="measure this one; repeatable")
     options = parser.parse_args()
     count = raise_limit(options.connections)
     for server in SERVERS:
         if not options.only or server.name in options.only:
-            with running(server) as started:
-                print(f"{server.name}: {report(server, started.pid, started.url, count, options)}", flush=True)
+            with running(server) as lonely, running(server) as crowded:
+                memory = measure_memory(crowded, count)
+                with idle_clients(crowded.url, count):
+                    times = [measure_times(lonely, crowded, options.seconds) for _ in range(options.rounds)]
+            print(f"{server.name}: {memory / 1024:.1f} KiB for each of {count} idle connections; {compare(times)}")
 
 
 def raise_limit(connections: int) -> int:
@@ -50,32 +53,26 @@ def raise_limit(connections: int) -> int:
     return limit - SPARE
 
 
-def report(server: Server, pid: int, url: str, count: int, options: argparse.Namespace) -> str:
-    """Measure one server that runs."""
-    with idle_clients(url, WARM_UP):
+def measure_memory(server: Running, count: int) -> float:
+    """Bytes that an idle connection makes the server grow by."""
+    with idle_clients(server.url, WARM_UP):
         pass
-    alone: list[float] = []
-    beside: list[float] = []
-    before = resident(pid)
-    with idle_clients(url, count):
-        each = (resident(pid) - before) / count
-    # In turn, as the machine may not be as fast all the time.
-    for _ in range(options.rounds):
-        alone.append(REQUESTS.measure(pid, url, options.seconds).cpu)
-        with idle_clients(url, count):
-            beside.append(REQUESTS.measure(pid, url, options.seconds).cpu)
-    return f"{each / 1024:.1f} KiB for each of {count} idle connections{compare(alone, beside)}"
+    before = resident(server.pid)
+    with idle_clients(server.url, count):
+        return (resident(server.pid) - before) / count
 
 
-def compare(alone: Sequence[float], beside: Sequence[float]) -> str:
+def measure_times(lonely: Running, crowded: Running, seconds: int) -> tuple[float, float]:
+    """Microseconds of CPU per request without and with idle connections, one at once after the other."""
+    one, other = (REQUESTS.measure(server.pid, server.url, seconds).cpu for server in (lonely, crowded))
+    return one, other
+
+
+def compare(times: Sequence[tuple[float, float]]) -> str:
     """What busy connections cost, alone and beside idle ones."""
-    if not alone:
-        return ""
-    ratio = statistics.median(two / one for one, two in zip(alone, beside, strict=True))
-    return (
-        f"; {statistics.median(alone):.1f} µs CPU per request without them, {statistics.median(beside):.1f} µs beside "
-        f"them, {ratio:.2f} times as much"
-    )
+    alone, beside = (statistics.median(one) for one in zip(*times, strict=True))
+    ratio = statistics.median(two / one for one, two in times)
+    return f"{alone:.1f} µs CPU per request without them, {beside:.1f} µs beside them, {ratio:.2f} times as much"
 
 
 def resident(pid: int) -> int:
