@@ -296,6 +296,37 @@ def _reset(peer: trio.abc.Stream) -> None:
     peer.socket.close()
 
 
+@ALL
+async def test_parts_go_out_as_one(make: MakeSide) -> None:
+    """The parts of a message arrive in their order and between what is sent before and after, however large."""
+    parts = [b"head", b"", pattern(600_000), b"tail"]
+    expected = b"before" + b"".join(parts) + b"after"
+    with trio.fail_after(DEADLINE):
+        async with make() as side, trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                await side.transport.send(b"before", STALL)
+                await side.transport.send_parts(parts, STALL)
+                await side.transport.send(b"after", STALL)
+
+            nursery.start_soon(send)
+            assert await read_exactly(side.peer, len(expected)) == expected
+
+
+@ALL
+async def test_parts_to_nobody_raise(make: MakeSide) -> None:
+    """Once the peer has closed, sending parts raises ClientDisconnected, sooner or later, and then always."""
+    with trio.fail_after(DEADLINE):
+        async with make() as side:
+            await trio.aclose_forcefully(side.peer)
+            with pytest.raises(ClientDisconnected):
+                while True:
+                    await side.transport.send_parts([b"x" * 1000, b"y" * 1000], STALL)
+            assert side.transport.is_broken
+            with pytest.raises(ClientDisconnected):
+                await side.transport.send_parts([b"x"], STALL)
+
+
 # Files
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -11,6 +11,14 @@ import trio
 
 READ_AHEAD = 64 * 1024
 """Bytes that may wait unread, or unsent, in a transport."""
+
+
+PARTS_FROM = 16 * 1024
+"""Bytes from which it is cheaper to hand over the parts of a message than to join them.
+
+Head, 64 KiB and the end of a chunk over loopback: 11 µs instead of 64 for two copies; a head and 64 KiB: no worse. What
+is small is better joined: each part costs the kernel a look.
+"""
 
 
 class Wake(Enum):
@@ -126,6 +134,13 @@ class Channel(Protocol):
 
 class Transport(Channel, Protocol):
     """What carries a connection."""
+
+    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+        """As send of these few joined, without the copy that joining makes where the kernel can do without.
+
+        Worth it from PARTS_FROM bytes on. Nobody may change the parts any more.
+        """
+        ...
 
     @property
     def can_send_files(self) -> bool: ...

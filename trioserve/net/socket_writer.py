@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import TypeVar
 
 import trio
 
@@ -26,6 +28,9 @@ FILE_PIECE = 256 * 1024  # what sendfile sends at a time: on a cold file it bloc
 
 # What sendfile says of the file, and not of the socket.
 _FILE_ERRORS = {errno.EBADF, errno.EINVAL, errno.EIO, errno.EOVERFLOW, errno.ESPIPE}
+
+
+_Data = TypeVar("_Data")
 
 
 @dataclass(eq=False, slots=True)
@@ -103,6 +108,18 @@ class SocketWriter:
             self._put(data)
         self._busy += max(len(data), LEAST_PIECE)
 
+    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+        self._raise_if_broken()
+        self._stall = stall
+        length = sum(map(len, parts))
+        if self._turns or self._out:
+            (self._turns[-1].held if self._turns else self._out).extend(parts)
+            self._unsent += length
+        else:
+            self._keep_rest(parts, length, self._give(self._socket.sendmsg, parts))
+        self._busy += max(length, LEAST_PIECE)
+        await self.wait_room()
+
     async def wait_room(self) -> None:
         while self._unsent > READ_AHEAD:
             await self._park_for_out()
@@ -123,18 +140,31 @@ class SocketWriter:
             self._out.append(data)
             self._unsent += len(data)
             return
+        sent = self._give(self._socket.send, data)
+        if sent < len(data):
+            self._keep_rest((data,), len(data), sent)
+
+    def _give(self, send: Callable[[_Data], int], data: _Data) -> int:
+        """How many bytes of it the kernel takes. Raises ClientDisconnected."""
         try:
-            sent = self._socket.send(data)
+            return send(data)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError:
             self._break()
             raise ClientDisconnected("the client has left") from None
-        if sent < len(data):
-            self._out.append(memoryview(data)[sent:])
-            self._unsent += len(data) - sent
-            self._expect_progress()
-            self._want_out(True)
+
+    def _keep_rest(self, parts: Sequence[bytes], length: int, sent: int) -> None:
+        """Keep what the kernel did not take of parts of this length together."""
+        if sent == length:
+            return
+        self._unsent += length - sent
+        for part in parts:
+            if sent < len(part):
+                self._out.append(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
+        self._expect_progress()
+        self._want_out(True)
 
     def _want_out(self, wants: bool) -> None:
         # Not for good: a unix socket would wake us for every read of its peer.

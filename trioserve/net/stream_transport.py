@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
 import trio
@@ -149,6 +149,9 @@ class StreamTransport:
             assert self._writers is not None  # who else should write it?
             self._is_sending = True
             self._writers.start_soon(self._write_for_others, stall)
+
+    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+        await self.send(b"".join(parts), stall)
 
     async def wait_room(self) -> None:
         while self._unsent > READ_AHEAD:
