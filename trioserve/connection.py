@@ -169,7 +169,7 @@ def _as_stream(accepted: Accepted) -> trio.abc.Stream:
 
 def _start(connection: HTTP11Connection, nursery: trio.Nursery, server: ServerContext) -> None:
     # In a function of its own, so that an idle connection does not hold what this makes.
-    server.base.copy().run(partial(nursery.start_soon, connection.run, name=TASK_NAME))
+    server.base.copy().run(lambda: nursery.start_soon(connection.run, name=TASK_NAME))
 
 
 async def _say_goodbye(stream: trio.abc.Stream, answer: bytes) -> None:
