@@ -125,10 +125,11 @@ class SocketTransport(SocketWriter):
                 self._break()
             else:
                 if data:
-                    self._busy += max(len(data), LEAST_PIECE)
+                    size = len(data)
+                    self._busy += max(LEAST_PIECE, size)
                     # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
                     # together with them: its event is behind us.
-                    self._readable = len(data) == READ_AHEAD or self.has_left
+                    self._readable = size == READ_AHEAD or self.has_left
                     return data
                 self._leave()
         return b"" if self.has_left else None

@@ -96,17 +96,20 @@ class SocketWriter:
 
     async def send(self, data: bytes, stall: float) -> None:
         self.send_nowait(data, stall)
-        await self.wait_room()  # cancelling this loses nothing: the bytes are in the queue
+        if self._unsent > READ_AHEAD or self._busy >= YIELD_AFTER:
+            await self.wait_room()  # cancelling this loses nothing: the bytes are in the queue
 
     def send_nowait(self, data: bytes, stall: float) -> None:
-        self._raise_if_broken()
+        if self.is_broken:
+            self._raise_if_broken()
         self._stall = stall
         if self._turns:
             self._turns[-1].held.append(data)
             self._unsent += len(data)
         else:
             self._put(data)
-        self._busy += max(len(data), LEAST_PIECE)
+        size = len(data)
+        self._busy += max(LEAST_PIECE, size)
 
     async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
         self._raise_if_broken()

@@ -121,5 +121,6 @@ class HttptoolsCodec(RequestReader):
 
     def start_next(self) -> None:
         self._start_request()
+        self._fields = []  # an idle connection holds nothing of its last request
         self._body.reset()
         self.drops_body = False

@@ -11,7 +11,7 @@ from ..context import ServerContext
 from ..errors import ClientDisconnected, ProtocolError, WriteTimeout
 from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
-from ..transport import Channel, FilePiece, Transport, Wake
+from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
 from ..types import Headers
 from .codec import Codec
 from .upgrade import upgrade_fields
@@ -167,18 +167,25 @@ class HTTP11Exchange:
     async def send_body(self, data: bytes, more: bool) -> None:
         if self.ended or self._transport.is_broken:
             raise _gone()
-        codec = self._codec
-        framed = codec.body(data)
-        if not more:
-            framed += codec.end(())
-        if self._head:
-            framed = self._take_head() + framed
-        if framed:
-            try:
-                await self._transport.send(framed, self._server.config.timeout_write)
-            except WriteTimeout:
-                self.outcome = Outcome.DEADLINE
-                raise
+        codec, transport = self._codec, self._transport
+        stall = self._server.config.timeout_write
+        try:
+            if len(data) >= PARTS_FROM and not codec.drops_body:
+                before, after = codec.frame(len(data))
+                if not more:
+                    after += codec.end(())
+                await transport.send_parts([self._take_head() + before, data, after], stall)
+            else:
+                framed = codec.body(data)
+                if not more:
+                    framed += codec.end(())
+                if self._head:
+                    framed = self._take_head() + framed
+                if framed:
+                    await transport.send(framed, stall)
+        except WriteTimeout:
+            self.outcome = Outcome.DEADLINE
+            raise
         if not codec.drops_body:
             self.sent += len(data)
         if not more:
