@@ -59,6 +59,8 @@ HOMES = {
 SECOND_HOMES = {
     ("wsproto", "asgi.deflate"),  # one of its extensions, with a bound that its own lacks
     ("h11", "testing.http_client"),  # the other side of it
+    ("ssl", "net.tls_handshake"),  # of OpenSSL's, what net.tls has made ready
+    ("ssl", "net.tls_transport"),
     ("trio_websocket", "testing.blocking"),  # for the types
 }
 

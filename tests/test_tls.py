@@ -6,6 +6,8 @@ import datetime
 import json
 import ssl
 import types
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,15 @@ import trio
 import trustme
 from trio.testing import memory_stream_pair
 
+from trioserve.clock import Clock
 from trioserve.config import Config
-from trioserve.errors import CertificateError
-from trioserve.net.tls import (
-    PLAIN_HTTP_ANSWER,
-    HandshakeError,
-    build_context,
-    describe_tls,
-    handshake,
-    read_server_certificate,
-)
+from trioserve.drain import Drain
+from trioserve.errors import CertificateError, ClientDisconnected
+from trioserve.net.tls import build_context, describe_tls, read_server_certificate
+from trioserve.net.tls_handshake import PLAIN_HTTP_ANSWER, HandshakeError, TLSSession, handshake
+from trioserve.net.tls_transport import TLSTransport
+
+from .transports import STALL, writing_transport
 
 
 class Files:
@@ -73,11 +74,23 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
+async def shake(stream: trio.abc.Stream, context: ssl.SSLContext, deadline: float = inf) -> TLSSession:
+    """The server's handshake on a stream, which stays open."""
+    async with writing_transport(stream) as transport:
+        try:
+            return await handshake(transport, context, deadline=deadline, drain=Drain())
+        except HandshakeError as error:
+            failure = error
+            with suppress(ClientDisconnected):
+                await transport.flush()
+    raise failure
+
+
 class Meeting:
     """One handshake between a real client and ours; either side may have failed."""
 
     def __init__(self) -> None:
-        self.server: trio.SSLStream[trio.abc.Stream] | None = None
+        self.server: ssl.SSLObject | None = None
         self.failure: HandshakeError | None = None
         self.client: trio.SSLStream[trio.abc.Stream] | None = None
         self.client_failure: BaseException | None = None
@@ -88,12 +101,17 @@ async def meet(context: ssl.SSLContext, client_context: ssl.SSLContext, name: st
     near, far = memory_stream_pair()
 
     async def serve() -> None:
-        try:
-            meeting.server = await handshake(near, context)
-            await meeting.server.send_all(b"hello")
-        except HandshakeError as error:
-            meeting.failure = error
-            await near.aclose()
+        async with writing_transport(near) as transport:
+            try:
+                session = await handshake(transport, context, deadline=inf, drain=Drain())
+                meeting.server = session.tls
+                secured = TLSTransport(transport, session, Clock(), STALL)
+                await secured.send(b"hello", STALL)
+                await secured.flush()
+            except HandshakeError as error:
+                meeting.failure = error
+                await transport.flush()
+                await near.aclose()
 
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -164,7 +182,7 @@ async def test_alert_of_the_client_is_the_reason(files: Files) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refuse)
         with pytest.raises(HandshakeError) as caught:
-            await handshake(near, build_context(files.config()))
+            await shake(near, build_context(files.config()))
     assert caught.value.reason == "tlsv1 alert unknown ca"
     assert not caught.value.plain_http
 
@@ -403,7 +421,7 @@ async def test_plain_http_is_recognised(files: Files, method: str) -> None:
     near, far = memory_stream_pair()
     await far.send_all(f"{method} /path HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     with pytest.raises(HandshakeError) as caught:
-        await handshake(near, build_context(files.config()))
+        await shake(near, build_context(files.config()))
     assert caught.value.plain_http
     assert caught.value.reason == "http request"
     await near.send_all(PLAIN_HTTP_ANSWER)
@@ -425,7 +443,7 @@ async def test_other_bytes_are_not_taken_for_http(files: Files) -> None:
     near, far = memory_stream_pair()
     await far.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
     with pytest.raises(HandshakeError) as caught:
-        await handshake(near, build_context(files.config()))
+        await shake(near, build_context(files.config()))
     assert not caught.value.plain_http
     assert caught.value.reason == "wrong version number"
 
@@ -435,7 +453,7 @@ async def test_lost_connection_is_a_reason(files: Files) -> None:
     near, far = memory_stream_pair()
     await far.aclose()
     with pytest.raises(HandshakeError, match="^connection lost$"):
-        await handshake(near, build_context(files.config()))
+        await shake(near, build_context(files.config()))
 
 
 async def test_broken_transport_counts_as_lost(files: Files) -> None:
@@ -447,14 +465,14 @@ async def test_broken_transport_counts_as_lost(files: Files) -> None:
 
     near.receive_stream.receive_some = reset  # type: ignore[method-assign, assignment]
     with pytest.raises(HandshakeError, match="^connection lost$"):
-        await handshake(near, build_context(files.config()))
+        await shake(near, build_context(files.config()))
 
 
 async def test_handshake_may_be_cancelled(files: Files, autojump_clock: trio.testing.MockClock) -> None:
     """A client that says nothing is cut by the caller's deadline; the transport stays the caller's."""
     near, far = memory_stream_pair()
     with trio.move_on_after(10) as scope:
-        await handshake(near, build_context(files.config()))
+        await shake(near, build_context(files.config()))
     assert scope.cancelled_caught
     await near.send_all(b"x")
     assert await far.receive_some() == b"x"
@@ -573,4 +591,4 @@ async def test_alert_into_a_broken_connection_is_dropped(files: Files) -> None:
     await far.send_all(b"\x16\x03\x01\x00\x05aaaaa")
     await far.receive_stream.aclose()
     with pytest.raises(HandshakeError, match="^unexpected message$"):
-        await handshake(near, build_context(files.config()))
+        await shake(near, build_context(files.config()))

@@ -1,4 +1,4 @@
-"""What both kinds of Transport do alike: two implementations behind one set of tests."""
+"""What all kinds of Transport do alike: three implementations behind one set of tests."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from .transports import (
     stream_over_memory,
     stream_over_tcp,
     stream_over_tls,
+    tls_over_memory,
+    tls_over_socket,
     until,
 )
 
 EPOLL = pytest.mark.skipif(not LINUX, reason="only Linux has epoll")
 STREAMS = [stream_over_memory, stream_over_tcp, stream_over_tls]
 SOCKETS = [pytest.param(socket_over_tcp, marks=EPOLL), pytest.param(socket_over_unix, marks=EPOLL)]
-ALL = pytest.mark.parametrize("make", [*STREAMS, *SOCKETS])
+SECURED = [tls_over_memory, pytest.param(tls_over_socket, marks=EPOLL)]
+ALL = pytest.mark.parametrize("make", [*STREAMS, *SOCKETS, *SECURED])
 HALF_CLOSEABLE = pytest.mark.parametrize("make", [stream_over_memory, stream_over_tcp, *SOCKETS])
 TCP = pytest.mark.parametrize("make", [stream_over_tcp, pytest.param(socket_over_tcp, marks=EPOLL)])
 

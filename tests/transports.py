@@ -1,4 +1,4 @@
-"""Transports with a peer, for the tests of both kinds."""
+"""Transports with a peer, for the tests of all kinds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ import trio.testing
 import trustme
 
 from trioserve.clock import Clock
+from trioserve.drain import Drain
 from trioserve.net.reactor import Reactor
 from trioserve.net.socket_transport import SocketTransport
 from trioserve.net.stream_transport import StreamTransport
+from trioserve.net.tls_handshake import handshake
+from trioserve.net.tls_transport import TLSTransport
 from trioserve.transport import Transport
 
 DEADLINE = 10.0
@@ -48,6 +51,18 @@ async def transport_over(server: trio.abc.Stream, peer: trio.abc.Stream) -> Asyn
         yield Side(transport, peer, nursery)
         await transport.aclose()
         await trio.aclose_forcefully(peer)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def writing_transport(stream: trio.abc.Stream, clock: Clock | None = None) -> AsyncIterator[StreamTransport]:
+    """A StreamTransport that sends without waiting, as TLS needs it below. Leaves the stream open."""
+    async with trio.open_nursery() as nursery:
+        transport = StreamTransport(stream, clock or Clock())
+        nursery.start_soon(transport.watch)
+        transport.write_in(nursery)
+        yield transport
+        transport.write_in(None)
         nursery.cancel_scope.cancel()
 
 
@@ -182,6 +197,63 @@ async def socket_over_tcp() -> AsyncIterator[Side]:
 async def socket_over_unix() -> AsyncIterator[Side]:
     async with socket_side(unix_sockets) as side:
         yield Side(side.transport, side.peer, side.nursery)
+
+
+# TLS of ours
+
+
+def server_context() -> tuple[ssl.SSLContext, trustme.CA]:
+    """Without tickets: a client that closes with them unread would reset, and not end."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    authority.issue_cert("localhost").configure_cert(context)
+    return context, authority
+
+
+@asynccontextmanager
+async def secured(below: Transport, peer: trio.abc.Stream, clock: Clock, nursery: trio.Nursery) -> AsyncIterator[Side]:
+    """A TLSTransport over another, and the handshake done; the peer is Trio's."""
+    context, authority = server_context()
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    client = trio.SSLStream(peer, client_context, server_hostname="localhost")
+    async with trio.open_nursery() as handshakes:
+        handshakes.start_soon(client.do_handshake)
+        session = await handshake(below, context, deadline=trio.current_time() + DEADLINE, drain=Drain())
+    transport = TLSTransport(below, session, clock, STALL)
+    try:
+        yield Side(transport, client, nursery)
+    finally:
+        await transport.aclose()
+        await trio.aclose_forcefully(client)
+
+
+@asynccontextmanager
+async def tls_over_socket() -> AsyncIterator[Side]:
+    async with socket_side(tcp_sockets) as side:
+        side.transport.hears_last_words = True
+        async with secured(side.transport, side.peer, side.clock, side.nursery) as tls:
+            yield tls
+
+
+@asynccontextmanager
+async def tls_over_stream(server: trio.abc.Stream, peer: trio.abc.Stream) -> AsyncIterator[Side]:
+    clock = Clock()
+    async with trio.open_nursery() as nursery, writing_transport(server, clock) as below:
+        nursery.start_soon(clock.run)
+        async with secured(below, peer, clock, nursery) as tls:
+            await trio.testing.wait_all_tasks_blocked()
+            yield tls
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def tls_over_memory() -> AsyncIterator[Side]:
+    peer, server = trio.testing.memory_stream_pair()
+    async with tls_over_stream(server, peer) as side:
+        yield side
 
 
 # Tools

@@ -5,28 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import trio
 
 from .context import ServerContext
-from .drain import DrainKind
+from .errors import ClientDisconnected
 from .exchange import Address, Endpoint
+from .linger import linger
 from .logs import log_application_error, server_log
 from .net.listeners import Accepted, Socket
 from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
 from .net.reactor import Reactor
 from .net.socket_transport import SocketTransport
-from .net.stream_transport import StreamTransport, close_by_reset
-from .net.tls import PLAIN_HTTP_ANSWER, TLS, HandshakeError, describe_tls, handshake
+from .net.stream_transport import StreamTransport
+from .net.tls import TLS, describe_tls
+from .net.tls_handshake import PLAIN_HTTP_ANSWER, HandshakeError, handshake
+from .net.tls_transport import TLSTransport
 from .transport import Transport
 from .wire.codecs import codec_maker
 from .wire.http11 import HTTP11Connection
-
-HANDSHAKE_PATIENCE_AT_STOP = 1.0
-"""Seconds that a handshake in progress still has when a stop begins."""
 
 TASK_NAME = "trioserve connection"
 """The same text for every connection: Trio would make one for each."""
@@ -48,7 +46,7 @@ class Connections:
         self._make_codec = codec_maker(server.config)
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         self._transports: set[Transport] = set()
-        self._handshaking: set[trio.abc.Stream] = set()
+        self._handshaking: set[Transport] = set()
 
     async def run(self) -> None:
         """Keep the deadlines of the connections, and watch their sockets, until cancelled."""
@@ -64,9 +62,9 @@ class Connections:
 
     async def drop(self) -> None:
         """Lose every connection, in a way its client cannot mistake for an end."""
-        for stream in list(self._handshaking):
-            await close_by_reset(stream)
-        for transport in list(self._transports):
+        transports = [*self._handshaking, *self._transports]
+        self._handshaking.clear()
+        for transport in transports:
             await transport.lose()
 
     async def serve(self, accepted: Accepted, is_secured: bool = False, listener: str = "") -> None:
@@ -81,19 +79,16 @@ class Connections:
         endpoint = describe_endpoint(accepted)
         try:
             if is_secured and self.tls is not None:
-                secured = await self._begin_tls(_as_stream(accepted), self.tls, endpoint, listener)
-                if secured is None:
-                    return
-                accepted = secured
-            await self._serve_http(accepted, endpoint)
+                await self._serve_tls(self._make_transport(accepted), self.tls, endpoint, listener)
+            else:
+                await self._serve_http(self._make_transport(accepted), endpoint)
         except BaseException as error:
             _sort_out(error, self._server)
         finally:
             counters.connections -= 1
 
-    async def _serve_http(self, accepted: Accepted, endpoint: Endpoint) -> None:
+    async def _serve_http(self, transport: Transport, endpoint: Endpoint) -> None:
         server = self._server
-        transport = self._make_transport(accepted)
         self._transports.add(transport)
         try:
             # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it.
@@ -118,47 +113,42 @@ class Connections:
             return SocketTransport(accepted, self._reactor, clock)
         return StreamTransport(accepted, clock)
 
-    async def _begin_tls(
-        self, stream: trio.abc.Stream, tls: TLS, endpoint: Endpoint, listener: str
-    ) -> trio.SSLStream[trio.abc.Stream] | None:
-        """Do the handshake; None if it failed, which has been logged, answered as far as possible, and closed."""
-        self._handshaking.add(stream)
+    async def _serve_tls(
+        self, transport: StreamTransport | SocketTransport, tls: TLS, endpoint: Endpoint, listener: str
+    ) -> None:
+        if isinstance(transport, SocketTransport):
+            # A client that closes with something of TLS's own unread resets without meaning to: the rest of a handshake
+            # when it refuses our certificate, and says so; the tickets, when it wants no answer to what it has sent.
+            transport.hears_last_words = True
+            await self._serve_https(transport, tls, endpoint, listener)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.watch)
+            transport.write_in(nursery)
+            await self._serve_https(transport, tls, endpoint, listener)
+
+    async def _serve_https(self, transport: Transport, tls: TLS, endpoint: Endpoint, listener: str) -> None:
+        """Do the handshake and serve; one that fails is logged, answered as far as possible, and closed."""
+        config, clock, drain = self._server.config, self._server.clock, self._server.drain
+        deadline = trio.current_time() + config.timeout_tls_handshake
+        self._handshaking.add(transport)
         try:
-            with self._handshake_deadline():
-                secured = await handshake(stream, tls.context)
-        except (HandshakeError, trio.TooSlowError, trio.ClosedResourceError) as error:
-            reasons = {trio.TooSlowError: "timed out", trio.ClosedResourceError: "the connection was dropped"}
-            reason = reasons.get(type(error)) or str(error)
+            session = await handshake(transport, tls.context, deadline=deadline, drain=drain)
+        except HandshakeError as error:
+            reason = error.reason if transport in self._handshaking else "the connection was dropped"
             self._server.counters.count_handshake_failure(listener, reason)
             client = "a client" if endpoint.client is None else endpoint.client_name
             server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
-            await _say_goodbye(stream, PLAIN_HTTP_ANSWER if getattr(error, "plain_http", False) else b"")
-            return None
+            await _say_goodbye(transport, PLAIN_HTTP_ANSWER if error.plain_http else b"")
+            return
         except BaseException:
-            await trio.aclose_forcefully(stream)
+            await transport.aclose()
             raise
         finally:
-            self._handshaking.remove(stream)
+            self._handshaking.discard(transport)
         endpoint.scheme = "https"
-        endpoint.tls = functools.cache(partial(describe_tls, secured, tls.context, tls.certificate))
-        return secured
-
-    @contextmanager
-    def _handshake_deadline(self) -> Iterator[None]:
-        """Raise trio.TooSlowError after ``timeout_tls_handshake``, or a moment after a stop."""
-        drain = self._server.drain
-        with trio.fail_after(self._server.config.timeout_tls_handshake) as scope:
-
-            def hurry() -> None:
-                if drain.kind is DrainKind.STOP:
-                    scope.deadline = min(scope.deadline, trio.current_time() + HANDSHAKE_PATIENCE_AT_STOP)
-
-            hurry()
-            drain.register(hurry)
-            try:
-                yield
-            finally:
-                drain.unregister(hurry)
+        endpoint.tls = functools.cache(partial(describe_tls, session.tls, tls.context, tls.certificate))
+        await self._serve_http(TLSTransport(transport, session, clock, config.timeout_write), endpoint)
 
 
 def _as_stream(accepted: Accepted) -> trio.abc.Stream:
@@ -172,18 +162,13 @@ def _start(connection: HTTP11Connection, nursery: trio.Nursery, server: ServerCo
     server.base.copy().run(lambda: nursery.start_soon(connection.run, name=TASK_NAME))
 
 
-async def _say_goodbye(stream: trio.abc.Stream, answer: bytes) -> None:
+async def _say_goodbye(transport: Transport, answer: bytes) -> None:
     """End a connection whose handshake failed, so that the client can still read why."""
-    lost = (trio.BrokenResourceError, trio.ClosedResourceError)
     patience = trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_PATIENCE)
-    with patience, contextlib.suppress(*lost):
-        await stream.send_all(answer)
-        if isinstance(stream, trio.abc.HalfCloseableStream):
-            # Closing with bytes unread would reset the connection, and take OpenSSL's alert or the answer with it.
-            await stream.send_eof()
-            while await stream.receive_some():
-                pass
-    await trio.aclose_forcefully(stream)
+    with patience, contextlib.suppress(ClientDisconnected):
+        await transport.send(answer, GOODBYE_PATIENCE)
+        await linger(transport)
+    await transport.aclose()
 
 
 def _sort_out(error: BaseException, server: ServerContext) -> None:

@@ -33,6 +33,7 @@ class SocketTransport(SocketWriter):
         "_yields",
         "has_left",
         "has_waited",
+        "hears_last_words",
     )
 
     def __init__(self, sock: socket.socket, reactor: Reactor, clock: Clock) -> None:
@@ -42,6 +43,7 @@ class SocketTransport(SocketWriter):
         self._readable = True  # until recv says otherwise
         self.has_waited = False
         self.has_left = False
+        self.hears_last_words = False  # what came before a reset counts
         self._is_closed = False
         self._yields = False
         self._woken: Wake | None = None  # why, while it yields
@@ -54,7 +56,7 @@ class SocketTransport(SocketWriter):
         if events & READABLE:
             # After an error nothing of what came before it counts. After a mere EPOLLHUP all does: a unix socket says
             # so when its peer has closed, any socket when both sides have said that they will send no more.
-            self._readable = not events & ERROR
+            self._readable = not events & ERROR or self.hears_last_words
             if self._reader.task is not None:
                 self._reader.wake(None)
             elif not events & LEFT:

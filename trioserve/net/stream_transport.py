@@ -1,4 +1,4 @@
-"""A Transport over any ``trio.abc.Stream``: memory streams, TLS, channels of other protocols, sockets."""
+"""A Transport over any ``trio.abc.Stream``: memory streams, channels of other protocols, sockets."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ class StreamTransport:
                 raise trio.BrokenResourceError from error
 
     async def _copy_file(self, file: int, offset: int, count: int, stall: float) -> int:
-        data = await trio.to_thread.run_sync(_read_at, file, offset, count)
+        data = await trio.to_thread.run_sync(read_at, file, offset, count)
         self._raise_if_broken()
         await self._write_bytes(data, stall)
         return len(data)
@@ -334,7 +334,8 @@ class StreamTransport:
         self._queue_lot.unpark_all()
 
 
-def _read_at(file: int, offset: int, count: int) -> bytes:
+def read_at(file: int, offset: int, count: int) -> bytes:
+    """For a thread: what a file holds there, less at its end. Not by pread, which Windows lacks."""
     os.lseek(file, offset, os.SEEK_SET)
     return os.read(file, count)
 

@@ -1,18 +1,12 @@
-"""TLS: the context from file paths, the handshake, and what ASGI tells the application about it.
-
-The only home of ``ssl``.
-"""
+"""TLS: the context from file paths, and what ASGI tells the application about a connection."""
 
 from __future__ import annotations
 
 import pkgutil
 import re
 import ssl
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import trio
 
 from ..config import Config
 from ..errors import CertificateError
@@ -20,36 +14,12 @@ from ..types import AnyValue, PlainValues
 
 SSLContext = ssl.SSLContext
 
-_PLAIN_HTTP_TEXT = b"This port speaks HTTPS; the request was plain HTTP.\n"
-PLAIN_HTTP_ANSWER = (
-    b"HTTP/1.1 400 Bad Request\r\n"
-    b"Content-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\n"
-    b"Connection: close\r\n"
-    b"\r\n"
-    b"%s"
-) % (len(_PLAIN_HTTP_TEXT), _PLAIN_HTTP_TEXT)
-"""The whole response, for the raw transport, to a client that spoke plain HTTP to a TLS port."""
-
 _VERIFY_MODES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _MINIMUM_VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 _VERSION_NUMBERS = {"TLSv1": 0x0301, "TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 _PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z]+ )*PRIVATE KEY-----")
-
-
-class HandshakeError(Exception):
-    """A client did not complete the handshake.
-
-    ``reason`` is OpenSSL's, in few enough forms to label a counter. ``plain_http``: the client spoke HTTP without TLS,
-    and nothing has been written to it, so it can still be told.
-    """
-
-    def __init__(self, reason: str, *, plain_http: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.plain_http = plain_http
 
 
 @dataclass(frozen=True)
@@ -101,25 +71,7 @@ def build_client_context(ca_bundle: str | None) -> SSLContext:
     return context
 
 
-async def handshake(stream: trio.abc.Stream, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
-    """Do the server's side of the handshake on a fresh connection.
-
-    On failure it raises HandshakeError and leaves ``stream`` open; the caller brings the deadline.
-    """
-    secured = trio.SSLStream(stream, context, server_side=True, https_compatible=False)
-    try:
-        await secured.do_handshake()
-    except trio.BrokenResourceError as error:
-        failure = _explain_failure(error.__cause__, secured)
-        if not failure.plain_http:
-            await _send_alert(secured)
-        raise failure from error
-    return secured
-
-
-def describe_tls(
-    secured: trio.SSLStream[trio.abc.Stream] | ssl.SSLObject, context: ssl.SSLContext, server_cert: str | None
-) -> PlainValues:
+def describe_tls(secured: ssl.SSLObject, context: ssl.SSLContext, server_cert: str | None) -> PlainValues:
     """The ``tls`` extension of the scope, the same for every request of a connection.
 
     ``server_cert`` is what read_server_certificate gave.
@@ -139,6 +91,12 @@ def describe_tls(
         "tls_version": _VERSION_NUMBERS.get(secured.version() or ""),
         "cipher_suite": numbers.get(cipher[0]) if cipher is not None else None,
     }
+
+
+def words_of(error: ssl.SSLError) -> str:
+    """OpenSSL's reason, as people write it."""
+    # None where Python does not know OpenSSL's number, and not even there in errors that Python raises by itself.
+    return (getattr(error, "reason", None) or "unknown error").replace("_", " ").lower()
 
 
 def _standard_context(config: Config) -> ssl.SSLContext:
@@ -163,7 +121,7 @@ def _standard_context(config: Config) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=config.ssl_ca_certs)
         except ssl.SSLError as error:
-            raise _file_error("ssl_ca_certs", config.ssl_ca_certs, f"not readable as PEM ({_words(error)})") from None
+            raise _file_error("ssl_ca_certs", config.ssl_ca_certs, f"not readable as PEM ({words_of(error)})") from None
     context.verify_mode = _VERIFY_MODES[config.ssl_cert_reqs]
     return context
 
@@ -195,7 +153,7 @@ def _load_pair(context: ssl.SSLContext, config: Config, certfile: str) -> None:
         elif was_asked:
             reason = "ssl_keyfile_password is wrong, or the private key is damaged"
         else:
-            reason = f"OpenSSL cannot use the certificate or the private key ({_words(error)})"
+            reason = f"OpenSSL cannot use the certificate or the private key ({words_of(error)})"
         raise _file_error(key_option, keyfile, reason) from None
     except ValueError as error:
         raise CertificateError(f"ssl_keyfile_password: {error}") from None
@@ -220,11 +178,6 @@ def _file_error(option: str, path: str, reason: str) -> CertificateError:
     return CertificateError(f"{option} {path!r}: {reason}")
 
 
-def _words(error: ssl.SSLError) -> str:
-    # None where Python does not know OpenSSL's number, and not even there in errors that Python raises by itself.
-    return (getattr(error, "reason", None) or "unknown error").replace("_", " ").lower()
-
-
 def _call_factory(config: Config, name: str) -> ssl.SSLContext:
     try:
         factory: AnyValue = pkgutil.resolve_name(name)
@@ -236,43 +189,15 @@ def _call_factory(config: Config, name: str) -> ssl.SSLContext:
         raise CertificateError(f"ssl_context_factory {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(context, ssl.SSLContext):
         raise CertificateError(f"ssl_context_factory {name!r} must return an SSLContext, not {context!r}")
+    # Here too: TLSTransport writes whenever it wants to, and in the middle of a renegotiation OpenSSL does not let it.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 
-def _explain_failure(cause: BaseException | None, secured: trio.SSLStream[trio.abc.Stream]) -> HandshakeError:
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return HandshakeError(cause.verify_message)
-    if not isinstance(cause, ssl.SSLError) or isinstance(
-        cause, ssl.SSLEOFError | ssl.SSLSyscallError | ssl.SSLZeroReturnError
-    ):
-        return HandshakeError("connection lost")
-    reason = _words(cause)
-    is_plain_http = reason in ("http request", "https proxy request") or (
-        reason == "wrong version number" and _is_request_line_left(secured)
-    )
-    return HandshakeError("http request" if is_plain_http else reason, plain_http=is_plain_http)
-
-
-def _is_request_line_left(secured: trio.SSLStream[trio.abc.Stream]) -> bool:
-    # OpenSSL knows GET, HEAD, POST and PUT only. It has taken the first bytes of "DELETE / HTTP/1.1" for the head of a
-    # record, and the rest still lies in front of it.
-    return re.match(rb"[^\r\n]* HTTP/1\.[01]\r?\n", secured._incoming.read()) is not None
-
-
-async def _send_alert(secured: trio.SSLStream[trio.abc.Stream]) -> None:
-    # Trio drops what OpenSSL wants to say about a failed handshake. Without it the client sees a bare end of the
-    # connection and cannot know that its certificate is missing or its version too old.
-    alert = secured._outgoing.read()
-    if alert:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await secured.transport_stream.send_all(alert)
-
-
-def _client_chain(secured: trio.SSLStream[trio.abc.Stream] | ssl.SSLObject) -> list[bytes]:
-    ssl_object = secured._ssl_object if isinstance(secured, trio.SSLStream) else secured
-    get_verified_chain = getattr(ssl_object, "get_verified_chain", None)  # Python 3.13
+def _client_chain(secured: ssl.SSLObject) -> list[bytes]:
+    get_verified_chain = getattr(secured, "get_verified_chain", None)  # Python 3.13
     chain: list[bytes] = [] if get_verified_chain is None else list(get_verified_chain())
-    leaf = ssl_object.getpeercert(binary_form=True)
+    leaf = secured.getpeercert(binary_form=True)
     # A resumed session remembers the client's certificate without its chain.
     return chain or ([] if leaf is None else [leaf])
 
