@@ -563,7 +563,6 @@ async def test_lose_ends_what_sends(make: MakeSide) -> None:
     """Who sends, waits for room or flushes gets ClientDisconnected, and so does who begins to."""
     async with make() as side:
         transport = side.transport
-        peer = side.peer
 
         async def send() -> None:
             with pytest.raises(ClientDisconnected):

@@ -202,12 +202,12 @@ async def socket_over_unix() -> AsyncIterator[Side]:
 # TLS of ours
 
 
-def server_context() -> tuple[ssl.SSLContext, trustme.CA]:
-    """Without tickets: a client that closes with them unread would reset, and not end."""
+def secured_context(tickets: int = 0) -> tuple[ssl.SSLContext, trustme.CA]:
+    """By default without tickets: a client that closes with them unread would reset, and not end."""
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 0
+    context.num_tickets = tickets
     authority.issue_cert("localhost").configure_cert(context)
     return context, authority
 
@@ -215,7 +215,7 @@ def server_context() -> tuple[ssl.SSLContext, trustme.CA]:
 @asynccontextmanager
 async def secured(below: Transport, peer: trio.abc.Stream, clock: Clock, nursery: trio.Nursery) -> AsyncIterator[Side]:
     """A TLSTransport over another, and the handshake done; the peer is Trio's."""
-    context, authority = server_context()
+    context, authority = secured_context()
     client_context = ssl.create_default_context()
     authority.configure_trust(client_context)
     client = trio.SSLStream(peer, client_context, server_hostname="localhost")
