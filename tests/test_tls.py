@@ -19,10 +19,11 @@ from trioserve.clock import Clock
 from trioserve.config import Config
 from trioserve.drain import Drain
 from trioserve.errors import CertificateError, ClientDisconnected
-from trioserve.net.tls import build_context, describe_tls, read_server_certificate
+from trioserve.net.tls import TLS, build_context, describe_tls, read_server_certificate
 from trioserve.net.tls_handshake import PLAIN_HTTP_ANSWER, HandshakeError, TLSSession, handshake
 from trioserve.net.tls_transport import TLSTransport
 
+from .tls_client import TLSClient
 from .transports import STALL, writing_transport
 
 
@@ -373,6 +374,10 @@ def tightened(config: Config, default: types.FunctionType) -> ssl.SSLContext:
     return context
 
 
+def bare(config: Config, default: types.FunctionType) -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
 def no_context(config: Config, default: types.FunctionType) -> str:
     return "a text"
 
@@ -389,6 +394,11 @@ async def test_factory_makes_the_context(files: Files) -> None:
     meeting = await meet(context, client)
     assert meeting.server is not None
     assert meeting.server.selected_alpn_protocol() == "custom"
+
+
+def test_renegotiation_is_off_in_a_context_of_its_own() -> None:
+    """Whatever context a factory makes, a client cannot make the server redo the handshake."""
+    assert build_context(Config(ssl_context_factory=f"{__name__}:bare")).options & ssl.OP_NO_RENEGOTIATION
 
 
 def test_factory_must_return_a_context() -> None:
@@ -456,6 +466,39 @@ async def test_lost_connection_is_a_reason(files: Files) -> None:
         await shake(near, build_context(files.config()))
 
 
+async def test_a_client_that_says_goodbye_is_lost(files: Files) -> None:
+    """A close_notify in the middle of a handshake is no more than leaving."""
+    near, far = memory_stream_pair()
+
+    async def leave() -> None:
+        client = TLSClient(files.ca, ssl.TLSVersion.TLSv1_3)
+        await far.send_all(client.hello)
+        await far.receive_some()
+        await far.send_all(b"\x15\x03\x03\x00\x02\x01\x00")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave)
+        with pytest.raises(HandshakeError, match="^connection lost$") as caught:
+            await shake(near, build_context(files.config()))
+    assert isinstance(caught.value.__cause__, ssl.SSLZeroReturnError)
+
+
+async def test_a_client_that_is_lost_before_it_is_answered(files: Files) -> None:
+    """What it has said can still be read, but not answered: a lost connection."""
+    near, far = memory_stream_pair()
+    async with writing_transport(near) as transport:
+        await far.send_all(TLSClient(files.ca, ssl.TLSVersion.TLSv1_3).hello)
+        await trio.testing.wait_all_tasks_blocked()
+        await transport.lose()
+        failure = None
+        try:
+            await handshake(transport, build_context(files.config()), deadline=inf, drain=Drain())
+        except HandshakeError as error:
+            failure = error
+    assert failure is not None
+    assert failure.reason == "connection lost"
+
+
 async def test_broken_transport_counts_as_lost(files: Files) -> None:
     """A reset in the middle of the handshake is a lost connection too, not an error of ours."""
     near = memory_stream_pair()[0]
@@ -484,7 +527,7 @@ async def test_extension_describes_the_connection(files: Files) -> None:
     certificate = read_server_certificate(files.config())
     meeting = await meet(context, files.client())
     assert meeting.server is not None
-    described = describe_tls(meeting.server, context, certificate)
+    described = describe_tls(meeting.server, TLS(context, certificate))
     assert described["server_cert"] == files.server.cert_chain_pems[0].bytes().decode()
     assert described["tls_version"] == 0x0304
     assert described["cipher_suite"] in (0x1301, 0x1302, 0x1303)
@@ -501,7 +544,7 @@ async def test_extension_describes_tls_1_2(files: Files) -> None:
     context = build_context(files.config(ssl_ciphers="ECDHE-ECDSA-AES128-GCM-SHA256"))
     meeting = await meet(context, client)
     assert meeting.server is not None
-    described = describe_tls(meeting.server, context, None)
+    described = describe_tls(meeting.server, TLS(context, None))
     assert described["tls_version"] == 0x0303
     assert described["cipher_suite"] == 0xC02B
 
@@ -514,7 +557,7 @@ async def test_extension_describes_the_client_certificate(files: Files) -> None:
     context = require_client_certificate(files)
     meeting = await meet(context, client)
     assert meeting.server is not None
-    described = describe_tls(meeting.server, context, None)
+    described = describe_tls(meeting.server, TLS(context, None))
     assert described["client_cert_chain"][0] == issued.cert_chain_pems[0].bytes().decode()
     assert described["client_cert_name"].startswith('CN=Alice \\"A\\"\\, Jr,OU=')
     assert described["client_cert_name"].endswith(",O=Org")
@@ -541,7 +584,7 @@ class FakeSSLObject:
 
 
 def describe(fake: FakeSSLObject) -> dict[str, object]:
-    return describe_tls(fake, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), None)  # type: ignore[arg-type]  # a fake
+    return describe_tls(fake, TLS(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), None))  # type: ignore[arg-type]  # a fake
 
 
 def test_extension_has_the_verified_chain_where_python_knows_it() -> None:

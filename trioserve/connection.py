@@ -147,7 +147,7 @@ class Connections:
         finally:
             self._handshaking.discard(transport)
         endpoint.scheme = "https"
-        endpoint.tls = functools.cache(partial(describe_tls, session.tls, tls.context, tls.certificate))
+        endpoint.tls = functools.cache(partial(describe_tls, session.tls, tls))
         await self._serve_http(TLSTransport(transport, session, clock, config.timeout_write), endpoint)
 
 

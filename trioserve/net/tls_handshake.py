@@ -129,7 +129,7 @@ class _Handshake:
 def _explain_failure(error: ssl.SSLError, incoming: ssl.MemoryBIO) -> HandshakeError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return HandshakeError(error.verify_message)
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLSyscallError | ssl.SSLZeroReturnError):
+    if isinstance(error, ssl.SSLZeroReturnError):  # a close_notify
         return HandshakeError("connection lost")
     reason = words_of(error)
     is_plain_http = reason in ("http request", "https proxy request") or (
