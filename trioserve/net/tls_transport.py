@@ -261,9 +261,9 @@ class TLSTransport:
         """Nothing to do: below has its tasks, where it needs any."""
 
     def _raise_if_broken(self) -> None:
-        if self._below.has_stalled:
-            raise WriteTimeout("the client took nothing for too long")
-        if self.is_broken:
+        if self._has_failed or self._below.is_broken:
+            if self._below.has_stalled:
+                raise WriteTimeout("the client took nothing for too long")
             raise ClientDisconnected("the client has left")
 
     async def flush(self) -> None:
