@@ -6,7 +6,6 @@ import datetime
 import json
 import ssl
 import types
-from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -18,12 +17,11 @@ from trio.testing import memory_stream_pair
 from trioserve.clock import Clock
 from trioserve.config import Config
 from trioserve.drain import Drain
-from trioserve.errors import CertificateError, ClientDisconnected
+from trioserve.errors import CertificateError
 from trioserve.net.tls import TLS, build_context, describe_tls, read_server_certificate
-from trioserve.net.tls_handshake import PLAIN_HTTP_ANSWER, HandshakeError, TLSSession, handshake
+from trioserve.net.tls_handshake import HandshakeError, handshake
 from trioserve.net.tls_transport import TLSTransport
 
-from .tls_client import TLSClient
 from .transports import STALL, writing_transport
 
 
@@ -73,18 +71,6 @@ class Files:
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
-
-
-async def shake(stream: trio.abc.Stream, context: ssl.SSLContext, deadline: float = inf) -> TLSSession:
-    """The server's handshake on a stream, which stays open."""
-    async with writing_transport(stream) as transport:
-        try:
-            return await handshake(transport, context, deadline=deadline, drain=Drain())
-        except HandshakeError as error:
-            failure = error
-            with suppress(ClientDisconnected):
-                await transport.flush()
-    raise failure
 
 
 class Meeting:
@@ -163,29 +149,6 @@ async def test_client_refuses_an_expired_certificate(tmp_path: Path) -> None:
     meeting = await meet(build_context(files.config()), files.client())
     assert isinstance(meeting.client_failure, ssl.SSLCertVerificationError)
     assert meeting.client_failure.verify_message == "certificate has expired"
-
-
-async def test_alert_of_the_client_is_the_reason(files: Files) -> None:
-    """The reason of a handshake that the client refused is the alert it sent."""
-    near, far = memory_stream_pair()
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-
-    async def refuse() -> None:
-        with pytest.raises(ssl.SSLWantReadError):
-            client.do_handshake()
-        await far.send_all(outgoing.read())
-        incoming.write(await far.receive_some())
-        with pytest.raises(ssl.SSLCertVerificationError):
-            client.do_handshake()
-        await far.send_all(outgoing.read())
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(refuse)
-        with pytest.raises(HandshakeError) as caught:
-            await shake(near, build_context(files.config()))
-    assert caught.value.reason == "tlsv1 alert unknown ca"
-    assert not caught.value.plain_http
 
 
 def require_client_certificate(files: Files, **options: object) -> ssl.SSLContext:
@@ -425,102 +388,6 @@ def test_default_without_a_certificate_is_refused() -> None:
     assert refusal(Config(ssl_context_factory=f"{__name__}:tightened")) == "ssl_certfile is not given"
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT"])
-async def test_plain_http_is_recognised(files: Files, method: str) -> None:
-    """A client that speaks plain HTTP is recognised, and can be answered on a transport nothing was written to."""
-    near, far = memory_stream_pair()
-    await far.send_all(f"{method} /path HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-    with pytest.raises(HandshakeError) as caught:
-        await shake(near, build_context(files.config()))
-    assert caught.value.plain_http
-    assert caught.value.reason == "http request"
-    await near.send_all(PLAIN_HTTP_ANSWER)
-    await near.aclose()
-    assert b"".join([piece async for piece in far]) == PLAIN_HTTP_ANSWER
-
-
-def test_answer_to_plain_http_is_a_whole_response() -> None:
-    """PLAIN_HTTP_ANSWER is a complete 400 that closes the connection."""
-    head, _, body = PLAIN_HTTP_ANSWER.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert b"Connection: close" in head
-    assert f"Content-Length: {len(body)}".encode() in head
-    assert b"speaks HTTPS" in body
-
-
-async def test_other_bytes_are_not_taken_for_http(files: Files) -> None:
-    """A client of another protocol fails without an answer in HTTP."""
-    near, far = memory_stream_pair()
-    await far.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
-    with pytest.raises(HandshakeError) as caught:
-        await shake(near, build_context(files.config()))
-    assert not caught.value.plain_http
-    assert caught.value.reason == "wrong version number"
-
-
-async def test_lost_connection_is_a_reason(files: Files) -> None:
-    """A client that leaves without a word counts as a lost connection."""
-    near, far = memory_stream_pair()
-    await far.aclose()
-    with pytest.raises(HandshakeError, match="^connection lost$"):
-        await shake(near, build_context(files.config()))
-
-
-async def test_a_client_that_says_goodbye_is_lost(files: Files) -> None:
-    """A close_notify in the middle of a handshake is no more than leaving."""
-    near, far = memory_stream_pair()
-
-    async def leave() -> None:
-        client = TLSClient(files.ca, ssl.TLSVersion.TLSv1_3)
-        await far.send_all(client.hello)
-        await far.receive_some()
-        await far.send_all(b"\x15\x03\x03\x00\x02\x01\x00")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(leave)
-        with pytest.raises(HandshakeError, match="^connection lost$") as caught:
-            await shake(near, build_context(files.config()))
-    assert isinstance(caught.value.__cause__, ssl.SSLZeroReturnError)
-
-
-async def test_a_client_that_is_lost_before_it_is_answered(files: Files) -> None:
-    """What it has said can still be read, but not answered: a lost connection."""
-    near, far = memory_stream_pair()
-    async with writing_transport(near) as transport:
-        await far.send_all(TLSClient(files.ca, ssl.TLSVersion.TLSv1_3).hello)
-        await trio.testing.wait_all_tasks_blocked()
-        await transport.lose()
-        failure = None
-        try:
-            await handshake(transport, build_context(files.config()), deadline=inf, drain=Drain())
-        except HandshakeError as error:
-            failure = error
-    assert failure is not None
-    assert failure.reason == "connection lost"
-
-
-async def test_broken_transport_counts_as_lost(files: Files) -> None:
-    """A reset in the middle of the handshake is a lost connection too, not an error of ours."""
-    near = memory_stream_pair()[0]
-
-    async def reset(stream: object) -> None:
-        raise trio.BrokenResourceError from ConnectionResetError()
-
-    near.receive_stream.receive_some = reset  # type: ignore[method-assign, assignment]
-    with pytest.raises(HandshakeError, match="^connection lost$"):
-        await shake(near, build_context(files.config()))
-
-
-async def test_handshake_may_be_cancelled(files: Files, autojump_clock: trio.testing.MockClock) -> None:
-    """A client that says nothing is cut by the caller's deadline; the transport stays the caller's."""
-    near, far = memory_stream_pair()
-    with trio.move_on_after(10) as scope:
-        await shake(near, build_context(files.config()))
-    assert scope.cancelled_caught
-    await near.send_all(b"x")
-    assert await far.receive_some() == b"x"
-
-
 async def test_extension_describes_the_connection(files: Files) -> None:
     """The TLS extension carries the server's certificate, the version and the cipher in IANA's numbers."""
     context = build_context(files.config())
@@ -626,12 +493,3 @@ def test_server_certificate_is_unknown_where_a_factory_chooses(files: Files) -> 
     """With a factory, or without TLS, nobody knows which certificate is sent."""
     assert read_server_certificate(files.config(ssl_context_factory="a:b")) is None
     assert read_server_certificate(Config()) is None
-
-
-async def test_alert_into_a_broken_connection_is_dropped(files: Files) -> None:
-    """A client that cannot be told why it was refused changes nothing about the reason."""
-    near, far = memory_stream_pair()
-    await far.send_all(b"\x16\x03\x01\x00\x05aaaaa")
-    await far.receive_stream.aclose()
-    with pytest.raises(HandshakeError, match="^unexpected message$"):
-        await shake(near, build_context(files.config()))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -825,3 +827,20 @@ async def test_closing_amid_what_is_sent_is_no_end() -> None:
 
             await wait_all_tasks_blocked()
             await side.transport.aclose()
+
+
+@EPOLL
+async def test_a_closed_connection_leaves_nothing_to_the_collector() -> None:
+    """OpenSSL's memory is free again at once: no cycle keeps it until a garbage collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with connected_by_socket() as (transport, _, side):
+            transport.tell(left=transport._leave, unread=transport._look)
+            kept = weakref.ref(transport._tls)
+            await transport.aclose()
+            del transport
+        assert kept() is None
+        assert side.transport.is_broken
+    finally:
+        gc.enable()
