@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -231,6 +231,9 @@ class TLSTransport:
         self.send_nowait(data, stall)
         if self._busy >= YIELD_AFTER or self.is_congested:
             await self.wait_room()  # cancelling this loses nothing
+
+    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+        await self.send(b"".join(parts), stall)
 
     def send_nowait(self, data: bytes, stall: float) -> None:
         self._raise_if_broken()
