@@ -21,11 +21,10 @@ from trioserve.errors import ClientDisconnected, WriteTimeout
 from trioserve.net.reactor import SUPPORTED, Reactor
 from trioserve.net.socket_transport import (
     LEAST_PIECE,
-    READ_AHEAD,
     YIELD_AFTER,
     SocketTransport,
 )
-from trioserve.transport import FilePiece, Wake
+from trioserve.transport import READ_AT_ONCE, FilePiece, Wake
 
 from .socket_stream import TransportStream
 from .transports import (
@@ -108,7 +107,7 @@ async def _play(make: MakeSockets, acts: str, moments: tuple[str, ...]) -> None:
             if act == "f":
                 side.raw_peer.shutdown(socket.SHUT_WR)
             elif act != " ":
-                sent += (data := pattern(READ_AHEAD if act == "x" else 10))
+                sent += (data := pattern(READ_AT_ONCE if act == "x" else 10))
                 await side.peer.send_all(data)
             for step in moment:
                 if step == "p":
@@ -155,11 +154,11 @@ async def test_a_read_of_all_that_fits_reads_again(make: MakeSockets) -> None:
     with trio.fail_after(DEADLINE):
         async with socket_side(make, runs=False) as side:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(side.peer.send_all, b"x" * (READ_AHEAD + 1))
+                nursery.start_soon(side.peer.send_all, b"x" * (READ_AT_ONCE + 1))
                 await trio.testing.wait_all_tasks_blocked()
                 side.reactor.poll()
                 received = 0
-                while received <= READ_AHEAD:
+                while received <= READ_AT_ONCE:
                     received += len(await receive_now(side) or b"")
                     side.reactor.poll()
             assert await receive_now(side) is None

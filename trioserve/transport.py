@@ -12,6 +12,11 @@ import trio
 READ_AHEAD = 64 * 1024
 """Bytes that may wait unread, or unsent, in a transport."""
 
+# Messages and chunks of 64 KiB are common, and their heads come in front: to read one at once costs a third less than
+# in two reads.
+READ_AT_ONCE = READ_AHEAD + 64
+"""Bytes that are read from a socket at a time."""
+
 
 PARTS_FROM = 16 * 1024
 """Bytes from which it is cheaper to hand over the parts of a message than to join them.

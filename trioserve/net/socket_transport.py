@@ -10,7 +10,7 @@ from collections.abc import Callable
 import trio
 
 from ..clock import Clock
-from ..transport import READ_AHEAD, Wake
+from ..transport import READ_AT_ONCE, Wake
 from .parked_reader import ParkedReader
 from .reactor import ERROR, LEFT, READABLE, RESET, WRITABLE, Reactor
 from .socket_writer import LEAST_PIECE, YIELD_AFTER, SocketWriter, unpark
@@ -120,7 +120,7 @@ class SocketTransport(SocketWriter):
         if self._readable:
             self._readable = False
             try:
-                data = self._socket.recv(READ_AHEAD)
+                data = self._socket.recv(READ_AT_ONCE)
             except BlockingIOError:
                 pass
             except OSError:
@@ -131,7 +131,7 @@ class SocketTransport(SocketWriter):
                     self._busy += max(LEAST_PIECE, size)
                     # A short read has emptied the socket, and new bytes would be announced. Not so an end that came
                     # together with them: its event is behind us.
-                    self._readable = size == READ_AHEAD or self.has_left
+                    self._readable = size == READ_AT_ONCE or self.has_left
                     return data
                 self._leave()
         return b"" if self.has_left else None
