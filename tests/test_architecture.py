@@ -52,12 +52,14 @@ HOMES = {
     "trio_websocket": "testing.trio_clients",
     "trustme": "testing.authority",
     "watchfiles": "process.watcher",
+    "websockets": "asgi.quick_frames",  # only its C for the mask of frames
     "wsproto": "asgi.frames",
 }
 """The one module that may import a library: all that are not of the standard library, and the weighty ones of it."""
 
 SECOND_HOMES = {
     ("wsproto", "asgi.deflate"),  # one of its extensions, with a bound that its own lacks
+    ("wsproto", "asgi.quick_frames"),  # its words for what is read without it, and its mask
     ("h11", "testing.http_client"),  # the other side of it
     ("ssl", "net.tls_handshake"),  # of OpenSSL's, what net.tls has made ready
     ("ssl", "net.tls_transport"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 from collections.abc import Iterator
@@ -535,11 +536,14 @@ def calls_into_wsproto() -> Iterator[list[str]]:
             calls.append(frame.f_code.co_name)
 
     before = sys.getprofile()
+    gc.collect()
+    gc.disable()  # it calls into generators of other tests, to close them
     sys.setprofile(note)
     try:
         yield calls
     finally:
         sys.setprofile(before)
+        gc.enable()
 
 
 MESSAGE_FRAME = frame(BINARY, b"x" * 16)
@@ -548,6 +552,8 @@ ALIGNED = {
     "after another": [MESSAGE_FRAME],
     "after a ping": [frame(PING, b"x" * 125)],
     "after a pong": [frame(PONG, b"")],
+    "after a ping with a message behind it": [frame(PING, b"x") + MESSAGE_FRAME],
+    "after a ping that was cut": [frame(PING, b"x")[:1], frame(PING, b"x")[1:5], frame(PING, b"x")[5:]],
     "behind two in its packet": [frame(TEXT, b"x") + MESSAGE_FRAME[:3], MESSAGE_FRAME[3:]],
     "behind a large one in packets": cut(frame(TEXT, "ä".encode() * 35_000), [100, 200, 65536]),
     "after one that was cut in its header": [MESSAGE_FRAME[:1], MESSAGE_FRAME[1:]],
@@ -556,18 +562,59 @@ ALIGNED = {
 
 @pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("is_left_over", [True, False])
-def test_nothing_is_looked_for_behind_the_last_message(name: str, is_left_over: bool) -> None:
-    """A message that ends with its packet is known to be the last: wsproto, which is slow, is not asked for more."""
+def test_usual_messages_are_not_for_wsproto(name: str, is_left_over: bool) -> None:
+    """A whole message is read without wsproto, which is slow: also once that has read what was not for others."""
     before = b"".join(ALIGNED[name])
     frames = Frames([], before if is_left_over else b"", LARGE)
     read(frames, b"", *([] if is_left_over else ALIGNED[name]))
-    frames.feed(MESSAGE_FRAME)
     with calls_into_wsproto() as calls:
+        assert frames.take_lone(MESSAGE_FRAME) == b"x" * 16
+        frames.feed(MESSAGE_FRAME)
         assert frames.next_event() == b"x" * 16
-    assert calls
-    with calls_into_wsproto() as calls:
         assert frames.next_event() is None
     assert calls == []
+
+
+def test_wsproto_reads_all_that_is_unusual() -> None:
+    """A ping is read by wsproto, and so is what comes after a message in fragments, of which nobody knows where their
+    bytes ended.
+    """
+    frames = Frames([], b"", LARGE)
+    with calls_into_wsproto() as calls:
+        assert read(frames, frame(PING, b"x")) == [Control(Kind.PING, b"x")]
+    assert calls
+    assert read(frames, FRAGMENTED[0]) == [FRAGMENTED[1]]
+    with calls_into_wsproto() as calls:
+        assert frames.take_lone(MESSAGE_FRAME) is None
+        assert read(frames, MESSAGE_FRAME) == [b"x" * 16]
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("data", "sends_on"),
+    [
+        (closing(None), False),
+        (closing(1000, "Grüße"), False),
+        (closing(1000, "Grüße") + b"x", True),
+        (closing(None) + b"x", True),
+        (MESSAGE_FRAME + closing(1000), False),
+        (frame(PING, b"x") + closing(1000) + b"x", True),
+        (FRAGMENTED[0] + closing(1000) + b"x", False),  # nobody knows
+    ],
+)
+def test_what_is_behind_a_close_is_known(data: bytes, sends_on: bool) -> None:
+    """A client that sends on behind its close frame is told from one that waits for the answer."""
+    frames = Frames([], b"", LARGE)
+    assert isinstance(read(frames, data)[-1], Control)
+    assert frames.sends_on is sends_on
+
+
+def test_what_is_behind_a_close_is_known_with_deflate() -> None:
+    """Of a WebSocket with deflated messages, too, if there is much behind it."""
+    for behind in (b"", bytes(10_000)):
+        frames = make_frames(deflates=True)
+        read(frames, closing(1000) + behind)
+        assert frames.sends_on is bool(behind)
 
 
 @pytest.mark.parametrize("kind", [TEXT, BINARY])

@@ -10,6 +10,7 @@ from typing import cast
 from wsproto.frame_protocol import Frame, FrameProtocol, Opcode, ParseFailed
 
 from .deflate import BoundedDeflate
+from .quick_frames import LONG_HEAD, MEDIUM_HEAD, SHORT_HEAD, QuickReader, frame_message, read_lone
 
 NORMAL = 1000
 NO_STATUS = 1005
@@ -47,14 +48,14 @@ DEFLATED_AT_ONCE = 4096
 PIECES_JOINED = 1024
 """Pieces of a message that are made one, so that a byte does not cost a string."""
 
-_HEADER_SIZES = (6, 8, 14)  # with the mask, by the size of the payload (RFC 6455 §5.2)
+_HEADER_SIZES = (SHORT_HEAD, MEDIUM_HEAD, LONG_HEAD)  # by the size of the payload (RFC 6455 §5.2)
 
 
 class Frames:
     """One WebSocket, the server's side. ``max_size`` is of a message, in bytes, once inflated.
 
     On wsproto's frames and not on its Connection, which keeps the states of closing once more, and whose event objects
-    cost 4 of the 15 µs that a small message takes in both directions.
+    cost 4 µs. What is usual does not go through wsproto at all, see quick_frames.
     """
 
     def __init__(self, extensions: Sequence[BoundedDeflate], left_over: bytes, max_size: int) -> None:
@@ -67,10 +68,14 @@ class Frames:
         self._discards = False
         self._has_ended = False
         self._backlog = b""  # of deflated bytes
-        # Most messages end with their packet. Asking wsproto for another costs 2 of the 11 µs of reading a small one,
-        # so this counts the bytes not read; None once nobody knows, as deflated and fragmented messages hide it.
-        self._unread: int | None = None if extensions else 0
+        # Which of the two gets what comes: the quick one, until something is not for it, and again once wsproto has
+        # read all that it was given. This counts what it has not; None once nobody knows, as fragments hide it.
+        self._quick = QuickReader()
+        self._is_quick = not extensions
+        self._unread: int | None = None
         self._is_fragmented = False
+        self.sends_on = False
+        """There is more behind the client's close frame. Known for most WebSockets without deflated messages."""
         self.in_frame = False
         """A frame has begun and is not complete: no other can come before its end."""
         self.size = 0
@@ -86,20 +91,39 @@ class Frames:
         if self._extensions:
             self._backlog += data
             return
+        if self._is_quick:
+            self._quick.feed(data)
+            return
         if self._unread is not None:
             self._unread += len(data)
         self._protocol.receive_bytes(data)
 
+    def take_lone(self, data: bytes) -> str | bytes | None:
+        """Return the message if these bytes, the next that came, are exactly one; if not, None: they are to be fed.
+
+        That spares a small message 3 µs.
+        """
+        if not self._is_quick or not self._quick.is_idle or self._discards or self._has_ended:
+            return None
+        message = read_lone(data)
+        if message is None:
+            return None
+        size = size_of(message)
+        if size > self._max_size:
+            return None
+        self.size = size
+        self.produced += size
+        return message
+
     def next_event(self) -> str | bytes | Control | None:
         """Return the next message, or what else has come; None if more bytes are needed."""
-        if self._has_ended or self._unread == 0:
+        if self._has_ended:
             return None
         try:
-            frame = next(self._received, None)
+            frame = self._next_frame()
         except ParseFailed as error:
             return self._fail(error.code, str(error))
         if frame is None:
-            self._received = self._protocol.received_frames()
             if not self._backlog:
                 return None
             self._protocol.receive_bytes(self._backlog[:DEFLATED_AT_ONCE])
@@ -111,10 +135,27 @@ class Frames:
         if opcode is Opcode.CLOSE:
             self._has_ended = True
             code, reason = cast("tuple[int, str]", frame.payload)
+            whole = SHORT_HEAD + (0 if code == NO_STATUS else 2 + size_of(reason))
+            self.sends_on = self._backlog != b"" or (self._unread is not None and self._unread > whole)
             return Control(Kind.CLOSE, code=int(code), reason=reason)
         payload = bytes(cast("bytes", frame.payload))
         self._count_frame(len(payload))
         return Control(Kind.PING if opcode is Opcode.PING else Kind.PONG, payload)
+
+    def _next_frame(self) -> Frame | None:
+        if self._unread == 0:
+            self._is_quick, self._unread = True, None
+        if self._is_quick:
+            frame = self._quick.next_frame()
+            if not self._quick.is_stuck:
+                return frame
+            rest = self._quick.give_up()
+            self._is_quick, self._unread = False, len(rest)
+            self._protocol.receive_bytes(rest)
+        frame = next(self._received, None)
+        if frame is None:
+            self._received = self._protocol.received_frames()
+        return frame
 
     def _fail(self, code: int, reason: str = "") -> Control:
         self._has_ended = True
@@ -158,7 +199,7 @@ class Frames:
 
     def discard_messages(self) -> None:
         """Only control frames count from now on; nothing more is inflated but what has begun."""
-        self._discards, self._pieces, self._unread = True, None, None
+        self._discards, self._pieces = True, None
         for extension in self._extensions:
             extension.discard_messages()
 
@@ -170,7 +211,7 @@ class Frames:
 
     def message(self, data: str | bytes) -> bytes:
         """Frame a message of text or bytes."""
-        return bytes(self._protocol.send_data(data))
+        return bytes(self._protocol.send_data(data)) if self._extensions else frame_message(data)
 
     def ping(self, payload: bytes) -> bytes:
         return bytes(self._protocol.ping(payload))
