@@ -83,9 +83,13 @@ class Inbound:
     def _put(self, data: str | bytes, size: int) -> None:
         self._waiting.append((data, size))
         self._waiting_bytes += size
+        self.count(size)
+        self.awaits_application = len(self._waiting) >= self._max_messages or self._waiting_bytes >= self._max_bytes
+
+    def count(self, size: int) -> None:
+        """A message of so many bytes was read, also if it did not have to wait here."""
         self.messages += 1
         self.bytes += size
-        self.awaits_application = len(self._waiting) >= self._max_messages or self._waiting_bytes >= self._max_bytes
 
     def discard(self) -> None:
         """Take no more messages, only what ends the WebSocket; those that wait may still be taken."""

@@ -18,6 +18,7 @@ from ..transport import Channel, Wake
 from .frames import ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, Control, Frames, Kind, size_of
 from .heartbeat import Heartbeat
 from .inbound import Inbound
+from .outbound import Outbound
 
 CLOSE_PATIENCE = 10.0
 """Seconds that a client has to answer a close frame."""
@@ -79,7 +80,9 @@ class WebSocketSession:
         self._is_reading = False
         self._turn = trio.lowlevel.ParkingLot()
         self._in_a_row = 0
-        self._sending = trio.CancelScope()  # in which attend waits for room to send them
+        # What it is sent.
+        self._outbound = Outbound(channel, server.config.timeout_write, bell.ring)
+        self._sending = trio.CancelScope()  # in which attend waits for room to send pongs
         self._heartbeat = Heartbeat(server.config, self._started)
         self._close_deadline = inf  # of the client's answer to our close frame
         self._timer = server.clock.timer(self._wake_at_deadline)
@@ -93,11 +96,13 @@ class WebSocketSession:
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, None once it is closed and all are taken. Without a checkpoint if one is there."""
+        data: str | bytes | None = None
         while True:
             if self._inbound:
                 data = self._inbound.take()
                 if self._inbound.has_more:
                     self._bell.ring()
+            if data is not None:
                 self._in_a_row += 1
                 if self._in_a_row >= MESSAGES_IN_A_ROW:
                     await self._let_others_run()
@@ -119,7 +124,17 @@ class WebSocketSession:
                     if self._turn:
                         self._turn.unpark_all()
                 if isinstance(came, bytes):
-                    self._feed(came)
+                    data = self._take_lone(came)
+
+    def _take_lone(self, came: bytes) -> str | bytes | None:
+        """Return the message if what came is exactly one, as it most often is; None if it is among what waits now."""
+        message = self._frames.take_lone(came)
+        if message is None:
+            self._feed(came)
+        else:
+            self._note_received()
+            self._inbound.count(self._frames.size)
+        return message
 
     async def _let_others_run(self) -> None:
         self._in_a_row = 0
@@ -135,10 +150,12 @@ class WebSocketSession:
         """
         try:
             # Before it is framed, so that what a broadcast gives up on is not kept for the client all the same.
+            if self._outbound.is_full:
+                await trio.lowlevel.checkpoint()
             await self._channel.wait_room()
             if self._phase is not Phase.OPEN:
                 raise ClientDisconnected("the WebSocket is closed")
-            self._channel.send_nowait(self._frames.message(data), self._server.config.timeout_write)
+            self._outbound.send(self._frames.message(data))
         except ClientDisconnected:
             self._end_without_handshake()
             raise
@@ -148,7 +165,7 @@ class WebSocketSession:
     def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake, while it is open; attend completes it. Raises ClientDisconnected."""
         try:
-            self._channel.send_nowait(self._frames.close(code, reason), self._server.config.timeout_write)
+            self._outbound.send_now(self._frames.close(code, reason))
         except ClientDisconnected:
             self._end_without_handshake()
             raise
@@ -166,9 +183,13 @@ class WebSocketSession:
         if not data:
             self._end_without_handshake()
             return
-        self._heartbeat.take_progress()
+        self._note_received()
         self._inbound.feed(data)
         self._take_apart()
+
+    def _note_received(self) -> None:
+        self._heartbeat.take_progress()
+        self._outbound.note_received()
 
     def _take_apart(self) -> None:
         inbound = self._inbound
@@ -198,7 +219,7 @@ class WebSocketSession:
             self._bell.ring()
         else:
             with contextlib.suppress(ClientDisconnected):  # which attend will notice
-                self._channel.send_nowait(self._frames.pong(payload), self._server.config.timeout_write)
+                self._outbound.send_now(self._frames.pong(payload))
 
     # The end
 
@@ -269,7 +290,7 @@ class WebSocketSession:
             self._has_failed = True
             self._end(*self._last_word, Outcome.DEADLINE)
         elif ping:
-            self._channel.send_nowait(self._frames.ping(ping), self._server.config.timeout_write)
+            self._outbound.send_now(self._frames.ping(ping))
             if self._has_stopped:
                 self._heartbeat.stop(now)
         self._set_timer()
@@ -309,6 +330,7 @@ class WebSocketSession:
             self._client_left = _nothing
 
     async def _look_after(self) -> None:
+        self._outbound.write()
         self._say_last_word()
         if self._inbound.has_more:
             self._take_apart()
@@ -340,15 +362,16 @@ class WebSocketSession:
     def _say_last_word(self) -> None:
         word, self._last_word = self._last_word, None
         if word is not None:
-            self._channel.send_nowait(self._frames.close(*word), self._server.config.timeout_write)
+            self._outbound.send_now(self._frames.close(*word))
 
     async def _finish(self) -> None:
         """Say what is still to be said, and close the channel so that the client can read it."""
         if not self._is_given_up:
             with trio.move_on_after(CLOSE_PATIENCE), contextlib.suppress(ClientDisconnected):
+                self._outbound.write()
                 self._say_last_word()
                 await self._channel.flush()
-                if self._has_failed or self._channel.has_unread:
+                if self._has_failed or self._frames.sends_on or self._channel.has_unread:
                     await linger(self._channel)
         await self._channel.aclose(reset=self._is_given_up)
 

@@ -295,7 +295,8 @@ def _read_data(message: Message) -> str | bytes:
         return data
     if isinstance(text, str) and data is None:
         try:
-            text.encode()
+            if not text.isascii():
+                text.encode()
         except UnicodeEncodeError as error:
             raise MessageError(f"websocket.send: 'text' cannot be sent as UTF-8: {error}") from None
         return text
