@@ -119,11 +119,12 @@ def upgrade(session: nox.Session) -> None:
     session.log("constraints.txt is renewed; now run `nox` for the other interpreters, and look at the difference")
 
 
-@nox.session
+@nox.session(python=FOUND[-1])
 def bench(session: nox.Session) -> None:
-    """Measure trioserve beside its peers; `nox -s bench -- --quick` for a first look."""
+    """Measure trioserve beside its peers; `nox -s bench -- --quick` for a first look, `-- --help` for the rest."""
     install(session, "bench")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    # After Ctrl-C it stops the server under test and writes what it has; killed sooner it would leave both.
+    session.run("python", "-m", "benchmarks", *session.posargs, interrupt_timeout=60, terminate_timeout=30)
 
 
 @nox.session

@@ -1,96 +1,124 @@
-"""The command: runs every server in turn, several times, and prints the tables."""
+"""The command: runs every server in turn, several times, and writes the report and the charts."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import importlib.util
+import signal
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
 
-from . import echo_table, table, workers
-from .measure import ECHOES, REQUESTS, Sample, Workload
-from .servers import SERVERS, WEBSOCKET_SERVERS, WORKER_SERVERS, Server, running
+from . import results, rounds, table, wrk
+from .loads import raise_file_limit
+from .servers import DEFAULTS, GRANIAN, H11, HYPERCORN, SERVERS, TRIOSERVE, UVICORN
+from .workloads import WORKLOADS
 
-QUICK_ROUNDS, QUICK_SECONDS = 2, 2
-SUBJECTS = {"http": SERVERS, "websocket": WEBSOCKET_SERVERS, "workers": WORKER_SERVERS}
-W = TypeVar("W", bound=Workload)
+ROUNDS, SECONDS = 5, 2
+LIMIT = 6 * 3600.0  # seconds, in which a whole run must have ended
+QUICK_ROUNDS, QUICK_SECONDS, QUICK_LIMIT = 1, 1, 105.0
+QUICK_WORKLOADS = ("hello-64", "close", "stream-4MiB", "tls-hello-64", "ws-16B")
+QUICK_SERVERS = (TRIOSERVE, H11, UVICORN, GRANIAN, HYPERCORN)
+FOLDER = Path(__file__).with_name("results")
 
 
 def main() -> None:
-    """Read the command line, measure, print."""
+    """Read the command line, measure, write."""
     options = parse_arguments()
-    if options.subject != "websocket" and shutil.which("wrk") is None:
-        sys.exit("The benchmarks need wrk: `apt-get install wrk`, `brew install wrk`, or https://github.com/wg/wrk")
+    folder: Path = options.results
+    if options.render:
+        write(results.read(folder / "latest.json"), folder)
+        return
+    if wrk.is_missing():
+        sys.exit(wrk.HOW_TO_GET_IT)
     if not sys.platform.startswith("linux"):
         sys.exit("The benchmarks read CPU times from /proc, which only Linux has")
-    servers = [server for server in SUBJECTS[options.subject] if not options.only or server.name in options.only]
-    if options.subject == "http":
-        results = run_rounds([REQUESTS], servers, options.rounds, options.seconds)[REQUESTS]
-        print(table.report(results, options.rounds, options.seconds))
-    elif options.subject == "workers":
-        shared = run_rounds(workers.WORKLOADS, servers, options.rounds, options.seconds)
-        print(workers.report(shared, options.rounds, options.seconds))
-    else:
-        echoes = run_rounds(ECHOES, servers, options.rounds, options.seconds)
-        print(echo_table.report(echoes, options.rounds, options.seconds))
+    folder.mkdir(parents=True, exist_ok=True)
+    raise_file_limit()
+    measurements = rounds.plan(options.only, options.servers, options.rounds)
+    for name in dict.fromkeys(measurement.server for measurement in measurements):
+        note = f"   # not installed: {', '.join(SERVERS[name].missing)}" if SERVERS[name].missing else ""
+        print(f"{name}: python -m {SERVERS[name].arguments(DEFAULTS)}{note}")
+    minutes = rounds.expected_seconds(measurements, options.seconds) / 60
+    print(f"{len(measurements)} measurements, about {minutes:.0f} minutes; Ctrl-C ends it and keeps what there is")
+    sys.stdout.flush()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    with TemporaryDirectory() as temporary:
+        run = rounds.carry_out(measurements, options.rounds, options.seconds, options.limit, Path(temporary))
+    if run.records:
+        results.write(run, folder / "latest.json")
+        write(run, folder)
+    if not run.complete:
+        sys.exit(1)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """``subject``, ``rounds``, ``seconds`` and ``only``."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure trioserve beside its peers.")
-    parser.add_argument(
-        "subject",
-        nargs="?",
-        choices=SUBJECTS,
-        default="http",
-        help="HTTP requests (default), a WebSocket echo, or several workers",
+def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Let what runs end in order; whoever asks again would leave a server behind, so that is not heard."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def write(run: results.Run, folder: Path) -> None:
+    """Write the report, print it, and draw the charts if that is possible."""
+    text = table.report(run)
+    (folder / "latest.md").write_text(text)
+    print(text)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("There are no charts, as matplotlib is not installed", file=sys.stderr)
+        return
+    from . import drawing  # noqa: PLC0415 - an extra
+
+    drawn = drawing.draw(run, folder)
+    print(f"Written: latest.md, latest.json, {', '.join(path.name for path in drawn)}", file=sys.stderr)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """``only`` and ``servers`` (names), ``rounds``, ``seconds``, ``limit``, ``results`` and ``render``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure trioserve beside its peers. Workloads: " + ", ".join(WORKLOADS),
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each server is measured (default: 5)")
-    parser.add_argument("--seconds", type=int, default=5, help="seconds of each measurement (default: 5)")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of {QUICK_SECONDS} s")
-    parser.add_argument("--only", action="append", metavar="SERVER", help="measure this one; repeatable")
-    options = parser.parse_args()
-    names = [server.name for server in SUBJECTS[options.subject]]
-    for name in options.only or ():
-        if name not in names:
-            parser.error(f"--only: {name!r} is none of {', '.join(map(repr, names))}")
-    if options.quick:
-        options.rounds, options.seconds = QUICK_ROUNDS, QUICK_SECONDS
+    parser.add_argument("--only", action="append", metavar="WORKLOAD", help="names or patterns such as 'tls-*'")
+    parser.add_argument("--servers", action="append", metavar="A,B", help="names or patterns: " + ", ".join(SERVERS))
+    parser.add_argument("--rounds", type=int, help=f"how often each is measured (default: {ROUNDS})")
+    parser.add_argument("--seconds", type=int, help=f"seconds of each measurement (default: {SECONDS})")
+    parser.add_argument("--quick", action="store_true", help="what matters most, in under two minutes")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write")
+    parser.add_argument("--render", action="store_true", help="measure nothing, write the report of latest.json anew")
+    options = parser.parse_args(arguments)
+    whole = not (options.quick or options.only or options.servers)
+    options.results = options.results or (FOLDER if whole or options.render else FOLDER / "partial")
+    options.limit = QUICK_LIMIT if options.quick else LIMIT
+    options.only = choose(parser, options.only, WORKLOADS, QUICK_WORKLOADS if options.quick else None)
+    options.servers = choose(parser, options.servers, SERVERS, QUICK_SERVERS if options.quick else None)
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     if options.rounds < 1 or options.seconds < 1:
         parser.error("at least one round of one second")
     return options
 
 
-def run_rounds(
-    workloads: Sequence[W], servers: list[Server], rounds: int, seconds: int
-) -> dict[W, dict[Server, list[Sample]]]:
-    """Measure the servers in turn; every round begins with another one, so that none always has the same neighbour."""
-    results: dict[W, dict[Server, list[Sample]]] = {
-        workload: {server: [] for server in servers} for workload in workloads
-    }
-    for number in range(rounds):
-        first = number % len(servers)
-        for workload in workloads:
-            for server in servers[first:] + servers[:first]:
-                sample = run_once(workload, server, seconds)
-                results[workload][server].append(sample)
-                show(f"round {number + 1}/{rounds}  {server.name:25}", workload, sample)
-    return results
-
-
-def run_once(workload: Workload, server: Server, seconds: int) -> Sample:
-    """Start one server, measure it, stop it."""
-    with running(server) as started:
-        return workload.measure(started.pid, started.url, seconds)
-
-
-def show(place: str, workload: Workload, sample: Sample) -> None:
-    """Print one line of progress."""
-    name = f"{workload.name:14} " if workload.name else ""
-    figures = f"{sample.cpu:6.1f} µs CPU per {workload.unit}, {sample.rate:7.0f} {workload.unit}s/s"
-    busy = sample.cpu * sample.rate / 1e6  # where this is far below 100 %, the load is what limits the rate
-    print(f"{place} {name}{figures}, {busy:4.0%} of a core", file=sys.stderr)
+def choose(
+    parser: argparse.ArgumentParser,
+    patterns: list[str] | None,
+    names: Iterable[str],
+    default: tuple[str, ...] | None,
+) -> list[str]:
+    """The names that these patterns, separated by commas, mean; without patterns the default, or all."""
+    if patterns is None:
+        return list(default or names)
+    chosen: list[str] = []
+    for pattern in ",".join(patterns).split(","):
+        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+        if not found:
+            parser.error(f"{pattern!r} is none of {', '.join(map(repr, names))}")
+        chosen += found
+    return [name for name in names if name in chosen]
 
 
 if __name__ == "__main__":

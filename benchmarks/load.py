@@ -1,7 +1,8 @@
-"""The load generator for WebSockets, run as a program of its own: ``python -m benchmarks.load``.
+"""The load generator for what wrk cannot do, run as a program of its own: ``python -m benchmarks.load``.
 
-Every connection sends a message, waits for its echo and sends the next. All messages are the same bytes, framed once
-beforehand, so that the generator does little more than system calls and the server is what limits the rate.
+It keeps WebSockets or HTTP connections busy, all of them opened before the measurement begins; makes a TLS handshake
+for each request; or holds idle connections. All messages are the same bytes, made once beforehand, so that the
+generator does little more than system calls and the server is what limits the rate.
 """
 
 from __future__ import annotations
@@ -13,146 +14,17 @@ import socket
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from urllib.parse import urlsplit
 
-from .frames import (
-    BINARY,
-    CLOSE,
-    CONTROL,
-    PING,
-    PONG,
-    ProtocolError,
-    check_answer,
-    deflated,
-    frame,
-    inflated,
-    opening,
-    payload,
-    read_head,
-)
-from .measure import CONNECTIONS, Sample
+from . import handshakes
+from .connections import Connection, HttpConnection, WebSocketConnection
+from .frames import ProtocolError, payload
 from .processes import cpu_time
+from .results import Sample
 
-RECEIVE = 1 << 17  # the longest message with its frame fits
-DEADLINE = 10.0  # for each step of the opening
-STALLED = 2.0  # an echo that takes longer is an error, as wrk has it
-
-
-class Connection:
-    """One WebSocket connection: blocking while it opens, then driven by ``ready``."""
-
-    def __init__(self, address: tuple[str, int], message: bytes, *, deflate: bool) -> None:
-        self.message = message
-        self.deflate = deflate
-        self.frame = frame(BINARY, deflated(message) if deflate else message, compressed=deflate)
-        self.socket = socket.create_connection(address, DEADLINE)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.expected = 0  # bytes that the frames of an echo contain together
-        self.pending = b""  # what was received of an incomplete head
-        self.left = 0  # what is missing of the current frame's payload
-        self.final = False  # whether the current frame ends the message
-        self.length = 0  # what has arrived of the message, over all its frames
-        self.unsent = b""
-        self.sent_at = 0.0
-
-    def open(self) -> None:
-        """Shake hands, and check that the first message comes back as it was sent."""
-        host = "{}:{}".format(*self.socket.getpeername())
-        self.socket.sendall(opening(host, deflate=self.deflate))
-        received = b""
-        while b"\r\n\r\n" not in received:
-            received += self.receive()
-        answer, _, received = received.partition(b"\r\n\r\n")
-        check_answer(answer, deflate=self.deflate)
-        self.socket.sendall(self.frame)
-        echo, compressed = self.first_echo(received)
-        if (inflated(echo) if compressed else echo) != self.message:
-            raise ProtocolError("the first echo is not what was sent")
-        self.expected = len(echo)
-        self.socket.setblocking(False)
-
-    def first_echo(self, received: bytes) -> tuple[bytes, bool]:
-        """Wait for the first message: what its frames contain, and whether that is compressed."""
-        at, echo, compressed = 0, b"", False
-        while True:
-            head = read_head(received, at)
-            if head is None or head.end > len(received):
-                received += self.receive()
-                continue
-            at = head.end
-            if head.opcode & CONTROL:
-                self.answer_control(head.opcode, received[head.start : head.end])
-                continue
-            echo += received[head.start : head.end]
-            compressed |= head.compressed
-            if head.final:
-                return echo, compressed
-
-    def receive(self) -> bytes:
-        """Receive what is there; raises ConnectionError at the end."""
-        data = self.socket.recv(RECEIVE)
-        if not data:
-            raise ConnectionResetError("the server closed the connection")
-        return data
-
-    def ready(self, events: int) -> bool:
-        """Do what the socket is ready for. Returns whether the echo is complete."""
-        if events & select.EPOLLOUT:
-            unsent, self.unsent = self.unsent, b""
-            self.send(unsent)
-        return events != select.EPOLLOUT and self.feed(self.receive())
-
-    def send_message(self, now: float) -> None:
-        """Send the next message."""
-        self.sent_at = now
-        self.send(self.frame)
-
-    def send(self, data: bytes) -> None:
-        """Send what the kernel takes, and keep the rest."""
-        if self.unsent:
-            self.unsent += data
-            return
-        try:
-            sent = self.socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self.unsent = data[sent:]
-
-    def feed(self, data: bytes) -> bool:
-        """Count what was received. Returns whether the echo is complete; raises ProtocolError if it is another."""
-        if self.pending:
-            data, self.pending = self.pending + data, b""
-        at, complete = 0, False
-        while at < len(data):
-            if not self.left:
-                head = read_head(data, at)
-                if head is None or (head.opcode & CONTROL and head.end > len(data)):
-                    self.pending = data[at:]
-                    break
-                if head.opcode & CONTROL:
-                    self.answer_control(head.opcode, data[head.start : head.end])
-                    at = head.end
-                    continue
-                at, self.left, self.final = head.start, head.end - head.start, head.final
-                self.length += self.left
-            taken = min(self.left, len(data) - at)
-            at += taken
-            self.left -= taken
-            if self.final and not self.left:
-                if complete or self.length != self.expected:
-                    raise ProtocolError("the echo has another length than the first")
-                complete, self.length = True, 0
-        return complete
-
-    def answer_control(self, opcode: int, data: bytes) -> None:
-        """Answer a ping; a server that closes is an error."""
-        if opcode == CLOSE:
-            raise ProtocolError("the server closed the WebSocket")
-        if opcode == PING:
-            self.send(frame(PONG, data))
+STALLED = 2.0  # an answer that takes longer is an error, as wrk has it
 
 
 class Load:
@@ -164,8 +36,9 @@ class Load:
         self.latencies = array("d")  # seconds, of the current run
         self.errors = 0  # connections lost, also while warming up
         now = time.perf_counter()
-        for number, connection in self.open.items():
+        for number in self.open:
             self.epoll.register(number, select.EPOLLIN)
+        for number, connection in list(self.open.items()):
             self.attend(number, connection, 0, now)
 
     def run(self, seconds: float) -> float:
@@ -182,7 +55,7 @@ class Load:
         return now - start
 
     def stalled(self) -> int:
-        """How many connections have waited too long for an echo."""
+        """How many connections have waited too long for an answer."""
         now = time.perf_counter()
         return sum(now - connection.sent_at > STALLED for connection in self.open.values())
 
@@ -196,7 +69,7 @@ class Load:
                 self.latencies.append(now - connection.sent_at)
                 connection.send_message(now)
         except (ProtocolError, OSError) as error:
-            print(f"an echo failed: {error}", file=sys.stderr)
+            print(f"an exchange failed: {error}", file=sys.stderr)
             self.errors += 1
             connection.socket.close()
             del self.open[number]
@@ -206,39 +79,104 @@ class Load:
 
 
 def main() -> None:
-    """Load one server and print the sample as JSON."""
+    """Load one server and print the sample, or what is left of the idle connections, as JSON."""
+    options = parse_arguments()
+    parts = urlsplit(options.url)
+    address = (parts.hostname or "127.0.0.1", parts.port or 80)
+    if options.kind == "hold":
+        print(json.dumps({"left": hold(address, options.connections)}))
+        return
+    if options.kind == "handshakes":
+        sample = measure_handshakes(address, options)
+    elif options.kind == "http":
+        sample = measure((HttpConnection(address) for _ in range(options.connections)), options)
+    else:
+        message = payload(options.size)
+        sample = measure(
+            (WebSocketConnection(address, message, deflate=options.deflate) for _ in range(options.connections)),
+            options,
+        )
+    print(json.dumps(asdict(sample)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What to do with whom."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
+    parser.add_argument("kind", choices=("http", "websocket", "handshakes", "hold"))
     parser.add_argument("url")
-    parser.add_argument("--pid", type=int, required=True, help="the server's")
-    parser.add_argument("--size", type=int, required=True, help="bytes of each message")
+    parser.add_argument("--pid", type=int, default=0, help="the server's")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--size", type=int, default=16, help="bytes of each WebSocket message")
     parser.add_argument("--deflate", action="store_true", help="offer permessage-deflate")
     parser.add_argument("--warm-up", type=float, default=1, help="seconds that do not count, before those that do")
     parser.add_argument("--seconds", type=float, default=5)
-    options = parser.parse_args()
-    parts = urlsplit(options.url)
-    address, message = (parts.hostname or "127.0.0.1", parts.port or 80), payload(options.size)
-    connections = [Connection(address, message, deflate=options.deflate) for _ in range(CONNECTIONS)]
-    for connection in connections:
+    return parser.parse_args()
+
+
+def measure(connections: Iterable[Connection], options: argparse.Namespace) -> Sample:
+    """Open the connections, warm up, and measure what the load costs the server."""
+    opened: list[Connection] = []
+    for connection in connections:  # one by one, as some servers let only a hundred wait to be accepted
         connection.open()
-    load = Load(connections)
+        opened.append(connection)
+    load = Load(opened)
     load.run(options.warm_up)
-    print(json.dumps(asdict(sample(load, options.pid, options.seconds))))
+    before = cpu_time(options.pid)
+    elapsed = load.run(options.seconds)
+    used = cpu_time(options.pid) - before
+    return make_sample(load.latencies, elapsed, used, load.errors + load.stalled())
 
 
-def sample(load: Load, pid: int, seconds: float) -> Sample:
-    """Measure what the load costs the server with this pid."""
-    before = cpu_time(pid)
-    elapsed = load.run(seconds)
-    used = cpu_time(pid) - before
-    latencies = sorted(load.latencies)
-    count = len(latencies)
+def measure_handshakes(address: tuple[str, int], options: argparse.Namespace) -> Sample:
+    """The same with a TLS handshake for every request."""
+    handshakes.run(address, options.connections, options.warm_up)
+    before, start = cpu_time(options.pid), time.perf_counter()
+    latencies, errors = handshakes.run(address, options.connections, options.seconds)
+    elapsed, used = time.perf_counter() - start, cpu_time(options.pid) - before
+    for error in sorted(set(errors)):
+        print(f"a request failed: {error}", file=sys.stderr)
+    return make_sample(latencies, elapsed, used, len(errors))
+
+
+def make_sample(latencies: Iterable[float], elapsed: float, used: float, errors: int) -> Sample:
+    """The sample of exchanges with these latencies and so many errors; times in seconds, CPU in µs."""
+    ordered = sorted(latencies)
+    count = len(ordered)
+    if not count:
+        raise ProtocolError("nothing was answered")
     return Sample(
-        cpu=used / count if count else float("inf"),
+        cpu=used / count,
         rate=count / elapsed,
-        p50=1e3 * latencies[count // 2] if count else float("inf"),
-        p99=1e3 * latencies[count * 99 // 100] if count else float("inf"),
-        errors=load.errors + load.stalled(),
+        p50=1e3 * ordered[count // 2],
+        p99=1e3 * ordered[count * 99 // 100],
+        errors=errors,
     )
+
+
+def hold(address: tuple[str, int], count: int) -> int:
+    """Open idle connections, say "held", wait for the end of standard input. Returns how many are open still.
+
+    Each has had one answer before, as idle connections have.
+    """
+    connections: list[Connection] = []
+    for _ in range(count):
+        connection = HttpConnection(address)
+        connection.open()
+        connections.append(connection)
+    print("held", flush=True)
+    sys.stdin.read()
+    return sum(map(is_open, connections))
+
+
+def is_open(connection: Connection) -> bool:
+    """Whether the server has neither closed this connection nor sent anything."""
+    try:
+        connection.socket.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the kernel tells about processes: their CPU time and their children."""
+"""What the kernel tells about processes: their CPU time, their memory and their children."""
 
 from __future__ import annotations
 
@@ -37,3 +37,9 @@ def process_tree(pid: int) -> list[int]:
 def stat_fields(path: Path) -> list[str]:
     """The fields of a stat file from the third on; the second, the name, may contain spaces and parentheses."""
     return path.read_text().rpartition(")")[2].split()
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory that a process and its descendants hold (RSS); what they share counts for each."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    return sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in process_tree(pid)) * page

@@ -1,150 +1,168 @@
-"""The servers under test: their command lines, starting and stopping them."""
+"""The servers under test: what each is called, what it needs, and its command line."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import random
-import signal
-import socket
-import subprocess
+import shlex
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
-from tempfile import TemporaryFile
-from typing import IO
-
-from .processes import process_tree
 
 APP = "benchmarks.app:app"
-PORTS = range(18000, 28000)
-START_DEADLINE = 20.0
-STOP_DEADLINE = 20.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a workload wants its server started."""
+
+    app: str = APP
+    access_log: bool = False
+    tls: bool = False
+    keep: bool = False  # idle connections for longer than the measurement takes; some servers' default is two seconds
+
+
+DEFAULTS = Variant()
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server under test. ``arguments`` follow ``python -m``; PORT in them stands for the port."""
+    """A server under test: what follows ``python -m``, by purpose.
+
+    APP, PORT, CERT and KEY stand for what is different each time. ``needs`` are the distributions it cannot do without,
+    its own first.
+    """
 
     name: str
-    package: str
-    arguments: str
+    needs: tuple[str, ...]
+    base: str
+    quiet: str = ""
+    access_log: str = ""
+    tls: str = ""
+    keep: str = ""
 
-    @property
-    def command(self) -> str:
-        """The command line as it is shown."""
-        return f"python -m {self.arguments}"
-
-    def command_for(self, port: int) -> list[str]:
-        """The command line that serves on this port, with the Python that runs the benchmarks."""
-        return [sys.executable, "-m", *self.arguments.replace("PORT", str(port)).split()]
-
-    @property
-    def version(self) -> str:
-        """The version that is installed."""
-        return version_of(self.package)
-
-
-def version_of(package: str) -> str:
-    """The version of a package that is installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # trioserve run in a checkout; a peer that is left out
-        return "(not installed)"
-
-
-def uvicorn_websocket(protocol: str) -> Server:
-    """uvicorn with one of its WebSocket implementations, on asyncio's own loop."""
-    arguments = f"uvicorn {APP} --port PORT --http h11 --loop asyncio --ws {protocol} --no-access-log"
-    return Server(f"uvicorn {protocol}", "uvicorn", arguments)
-
-
-# Each with its defaults, but without access logs, and with h11 where there is a choice.
-SERVERS = (
-    Server("trioserve", "trioserve", f"trioserve {APP} --port PORT --http h11 --no-access-log"),
-    Server("Hypercorn trio", "hypercorn", f"hypercorn {APP} --bind 127.0.0.1:PORT --worker-class trio"),
-    Server("Hypercorn asyncio", "hypercorn", f"hypercorn {APP} --bind 127.0.0.1:PORT --worker-class asyncio"),
-    Server("uvicorn h11", "uvicorn", f"uvicorn {APP} --port PORT --http h11 --loop asyncio --no-access-log"),
-)
-WEBSOCKET_SERVERS = (
-    Server("trioserve", "trioserve", f"trioserve {APP} --port PORT --http h11 --no-access-log"),
-    Server("Hypercorn trio", "hypercorn", f"hypercorn {APP} --bind 127.0.0.1:PORT --worker-class trio"),
-    uvicorn_websocket("wsproto"),
-    uvicorn_websocket("websockets-sansio"),
-)
-ACCEPTS = "benchmarks.accepts:app"
-WORKER_SERVERS = tuple(
-    Server(name, "trioserve", f"trioserve {ACCEPTS} --port PORT --http h11 --no-access-log{more}")
-    for name, more in (
-        ("1 worker", ""),
-        ("2 workers", " --workers 2"),
-        ("2 workers, a listener each", " --workers 2 --reuse-port"),
-    )
-)
-
-
-@dataclass(frozen=True)
-class Running:
-    """A server that accepts connections."""
-
-    pid: int
-    url: str
-
-
-@contextmanager
-def running(server: Server) -> Iterator[Running]:
-    """Start a server, wait until it accepts connections, and stop it in the end.
-
-    Raises RuntimeError with what the server said if it ends or does not accept within START_DEADLINE.
-    """
-    port = free_port()
-    with TemporaryFile() as output:
-        process = subprocess.Popen(
-            server.command_for(port), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+    def arguments(self, variant: Variant) -> str:
+        """What follows ``python -m`` for this variant, as it is shown."""
+        parts = (
+            self.base,
+            self.access_log if variant.access_log else self.quiet,
+            self.tls if variant.tls else "",
+            self.keep if variant.keep else "",
         )
-        try:
-            wait_until_accepting(server, process, port, output)
-            yield Running(process.pid, f"http://127.0.0.1:{port}/")
-        finally:
-            stop(process)
+        return " ".join(part for part in parts if part).replace("APP", variant.app)
+
+    def command(self, variant: Variant, **values: str) -> list[str]:
+        """The command line with the Python that runs the benchmarks; ``values`` are those of PORT, CERT and KEY."""
+        words = shlex.split(self.arguments(variant))
+        return [sys.executable, "-m", *(fill(word, values) for word in words)]
+
+    @property
+    def missing(self) -> list[str]:
+        """Which of the distributions it needs are not installed."""
+        return [name for name in self.needs if version_of(name) is None]
 
 
-def free_port() -> int:
-    """Find a port that nobody listens on.
-
-    Connecting sockets get theirs from another range, and another run of the benchmarks picks at random too, so it stays
-    free until the server takes it.
-    """
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
+def fill(word: str, values: dict[str, str]) -> str:
+    """Put the values where their names stand."""
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word
 
 
-def wait_until_accepting(server: Server, process: subprocess.Popen[bytes], port: int, output: IO[bytes]) -> None:
-    """Try to connect until it works."""
-    deadline = time.monotonic() + START_DEADLINE
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    outcome = "does not accept connections" if process.poll() is None else f"ended with {process.returncode}"
-    output.seek(0)
-    raise RuntimeError(f"{server.name} {outcome}:\n{output.read().decode(errors='replace').strip()}")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end; if it does not, kill it and its children."""
-    tree = process_tree(process.pid)
-    process.terminate()
+def version_of(distribution: str) -> str | None:
+    """The version that is installed."""
     try:
-        process.wait(STOP_DEADLINE)
-    except subprocess.TimeoutExpired:
-        for pid in tree:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def trioserve(name: str, more: str, *needs: str) -> Server:
+    """trioserve with some options."""
+    return Server(
+        name,
+        ("trioserve", *needs),
+        f"trioserve APP --port PORT {more}",
+        quiet="--no-access-log",
+        tls="--ssl-certfile CERT --ssl-keyfile KEY",
+        keep="--timeout-keep-alive 75",
+    )
+
+
+def uvicorn(name: str, more: str, *needs: str) -> Server:
+    """uvicorn with some options."""
+    return Server(
+        name,
+        ("uvicorn", *needs),
+        f"uvicorn APP --port PORT{more}",
+        quiet="--no-access-log --log-level warning",
+        tls="--ssl-certfile CERT --ssl-keyfile KEY",
+        keep="--timeout-keep-alive 75",
+    )
+
+
+def hypercorn(name: str, program: str, worker: str) -> Server:
+    """Hypercorn, or its descendant anycorn, which has the same options. No access log is their default."""
+    return Server(
+        name,
+        (program,),
+        f"{program} APP --bind 127.0.0.1:PORT --worker-class {worker}",
+        access_log="--access-logfile -",
+        tls="--certfile CERT --keyfile KEY",
+        keep="--keep-alive 75",
+    )
+
+
+TRIOSERVE = "trioserve"
+STANDARD = ("uvloop", "httptools")  # what makes uvicorn[standard] fast
+H11 = "trioserve h11"
+UVICORN = "uvicorn[standard]"
+UVICORN_H11 = "uvicorn h11+asyncio"
+UVICORN_WSPROTO = "uvicorn --ws wsproto"
+GRANIAN = "Granian"
+HYPERCORN = "Hypercorn trio"
+
+# Each with one worker and its defaults. Where uvloop is installed, as here, uvicorn, Granian and gunicorn use it.
+SERVERS = {
+    server.name: server
+    for server in (
+        trioserve(TRIOSERVE, "--http httptools", "httptools"),
+        trioserve(H11, "--http h11"),
+        uvicorn(UVICORN, "", *STANDARD, "websockets"),
+        uvicorn(UVICORN_H11, " --http h11 --loop asyncio"),
+        uvicorn(UVICORN_WSPROTO, " --ws wsproto", *STANDARD, "wsproto"),
+        Server(
+            GRANIAN,
+            ("granian", "uvloop"),
+            "granian APP --interface asgi --port PORT --workers 1",
+            quiet="--no-access-log",
+            access_log="--access-log",
+            tls="--ssl-certificate CERT --ssl-keyfile KEY",
+            keep="--http1-header-read-timeout 60000",
+        ),
+        Server(
+            "gunicorn asgi",
+            ("gunicorn", "uvloop"),
+            "gunicorn APP --worker-class asgi --workers 1 --bind 127.0.0.1:PORT",
+            access_log="--access-logfile -",
+            tls="--certfile CERT --keyfile KEY",
+            keep="--keep-alive 75",
+        ),
+        hypercorn(HYPERCORN, "hypercorn", "trio"),
+        hypercorn("Hypercorn asyncio", "hypercorn", "asyncio"),
+        hypercorn("anycorn trio", "anycorn", "trio"),
+        trioserve("1 worker", "--http h11"),
+        trioserve("2 workers", "--http h11 --workers 2"),
+        trioserve("2 workers, a listener each", "--http h11 --workers 2 --reuse-port"),
+    )
+}
+
+WORKER_SERVERS = ("1 worker", "2 workers", "2 workers, a listener each")
+HTTP_SERVERS = tuple(name for name in SERVERS if name not in (*WORKER_SERVERS, UVICORN_WSPROTO))
+WEBSOCKET_SERVERS = tuple(name for name in SERVERS if name not in (*WORKER_SERVERS, H11, UVICORN_H11))
+DEFLATE_SERVERS = (TRIOSERVE, UVICORN, UVICORN_WSPROTO, HYPERCORN)
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """The versions of these distributions, of those that are installed."""
+    found = ((name, version_of(name)) for name in names)
+    return {name: version for name, version in found if version is not None}
