@@ -31,12 +31,25 @@ class Connection(ABC):
 
     def __init__(self, address: tuple[str, int], message: bytes) -> None:
         self.message = message
-        self.socket = socket.create_connection(address, DEADLINE)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.address = address
+        self.socket = self.connect()
+        self.ends = False  # whether the server has said that it closes this connection
         self.expected = 0  # bytes of an answer
-        self.length = 0  # what has arrived of it
         self.unsent = b""
         self.sent_at = 0.0
+
+    def connect(self) -> socket.socket:
+        """Make the connection."""
+        connected = socket.create_connection(self.address, DEADLINE)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connected
+
+    def reconnect(self) -> None:
+        """Go on with a new one, as wrk does."""
+        self.socket.close()
+        self.socket = self.connect()
+        self.socket.setblocking(False)
+        self.ends = False
 
     @abstractmethod
     def open(self) -> None:
@@ -79,37 +92,46 @@ class Connection(ABC):
 
 
 class HttpConnection(Connection):
-    """Keeps a connection alive and gets the same answer again and again; the first tells how long it is."""
+    """Keeps a connection alive and gets the same answer again and again; the first tells how long it is.
+
+    An answer of another length is read in full: after so many some servers add that they close the connection.
+    """
 
     def __init__(self, address: tuple[str, int]) -> None:
         super().__init__(address, "GET / HTTP/1.1\r\nHost: {}:{}\r\n\r\n".format(*address).encode())
+        self.received = b""  # of an answer that did not come at once
 
     def open(self) -> None:
         """See Connection."""
         self.socket.sendall(self.message)
-        received = b""
-        while b"\r\n\r\n" not in received:
-            received += self.receive()
-        head, _, body = received.partition(b"\r\n\r\n")
-        fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:])
-        if not head.startswith(OK) or b"content-length" not in fields:
-            raise ProtocolError(f"the first answer is {head!r}")
-        self.expected = len(head) + 4 + int(fields[b"content-length"])
-        missing = self.expected - len(head) - 4 - len(body)
-        while missing > 0:
-            missing -= len(self.receive())
+        while not self.is_complete(self.receive()):
+            pass
         self.socket.setblocking(False)
 
     def feed(self, data: bytes) -> bool:
         """See Connection."""
-        if not self.length and not data.startswith(OK):
-            raise ProtocolError(f"an answer begins with {data[: len(OK)]!r}")
-        self.length += len(data)
-        if self.length > self.expected:
-            raise ProtocolError("an answer is longer than the first")
-        if self.length < self.expected:
+        if not self.received and len(data) == self.expected and data.startswith(OK):
+            return True
+        return self.is_complete(data)
+
+    def is_complete(self, data: bytes) -> bool:
+        """Add what was received, and look whether the answer is complete by what its head says."""
+        self.received += data
+        head, end, body = self.received.partition(b"\r\n\r\n")
+        if not end:
             return False
-        self.length = 0
+        fields = {
+            name: value.strip() for name, _, value in (line.partition(b":") for line in head.lower().split(b"\r\n"))
+        }
+        if not head.startswith(OK) or b"content-length" not in fields:
+            raise ProtocolError(f"an answer is {head!r}")
+        missing = int(fields[b"content-length"]) - len(body)
+        if missing < 0:
+            raise ProtocolError("an answer is longer than it says")
+        if missing:
+            return False
+        self.ends = fields.get(b"connection") == b"close"
+        self.expected, self.received = len(self.received), b""
         return True
 
 
@@ -123,6 +145,7 @@ class WebSocketConnection(Connection):
         self.pending = b""  # what was received of an incomplete head
         self.left = 0  # what is missing of the current frame's payload
         self.final = False  # whether the current frame ends the message
+        self.length = 0  # what has arrived of the message, over all its frames
 
     def open(self) -> None:
         """See Connection: shake hands, and check that the first message comes back as it was sent."""

@@ -137,7 +137,7 @@ SERVERS = {
             quiet="--no-access-log",
             access_log="--access-log",
             tls="--ssl-certificate CERT --ssl-keyfile KEY",
-            keep="--http1-header-read-timeout 60000",
+            keep="--http1-header-read-timeout 60000 --backlog 16384 --backpressure 16384",
         ),
         Server(
             "gunicorn asgi",

@@ -109,7 +109,7 @@ WORKLOADS = {
             Workload(
                 f"growth-{number}",
                 f"Growth: Hello, world!, {number} connection{'s' * (number > 1)}",
-                Own("http", (f"--connections={number}",), opening=number / 2000),
+                Own("http", (f"--connections={number}",), opening=number / 2000, times=3 if number > 1000 else 1),
                 variant=Variant(keep=True),
             )
             for number in GROWTH
