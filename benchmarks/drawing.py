@@ -16,7 +16,7 @@ from .results import Run
 from .servers import TRIOSERVE
 
 # README is read on white and on nearly black: the background is left transparent, and these stand out from both.
-TEXT, GRID, PEER, OURS, OURS_H11 = "#6e7781", "#8b949e55", "#9aa4af", "#e8590c", "#f2a65a"
+TEXT, GRID, PEER, OURS, OURS_H11 = "#768390", "#8b949e55", "#9aa4af", "#e8590c", "#f2a65a"
 PEERS = ("#4c8dd6", "#3fa66a", "#a371f7", "#c9a227", "#d6568c", "#17a2b8", "#8b949e")
 COLUMNS = 2
 WIDTH, BAR_HEIGHT, PANEL_HEIGHT = 10.0, 0.24, 0.75  # inches

@@ -43,13 +43,14 @@ class Requests:
     body: int = len(BODY)  # bytes of each answer
     upload: int = 0  # bytes of each request
     headers: tuple[str, ...] = ()
-    opening: int = 0  # seconds in which all connections are open; 0 if what that costs is next to nothing
+    opening: int = 0  # seconds of the shorter run that is taken off; 0 if there is none
 
     def measure(self, target: Running, seconds: int) -> Sample:
         """See Load.
 
-        wrk opens its connections within the run. Where that costs much, a run of so many seconds is measured too, and
-        taken off: what is left has no openings in it.
+        wrk opens its connections within the run, and drops what is unfinished at its end. Where either costs much, a
+        run of ``opening`` seconds, in which all connections are open, is measured too, and taken off: what is left has
+        neither in it.
         """
         url = target.url + self.path
         check_answer(url, self.body, self.upload)

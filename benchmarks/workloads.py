@@ -77,8 +77,10 @@ PLAIN = (
     ),
     Workload("headers", "Hello, world!, 10 realistic header fields, 64 connections", Requests(headers=HEADERS)),
     Workload("stream-64KiB", "64 KiB streamed, 64 connections", Requests(path=f"stream/{64 * KIB}", body=64 * KIB)),
-    Workload("stream-4MiB", "4 MiB streamed, 8 connections", Requests(8, path=f"stream/{4 * MIB}", body=4 * MIB)),
-    Workload("upload-1MiB", "1 MiB uploaded, 8 connections", Requests(8, path="upload", upload=MIB)),
+    Workload(
+        "stream-4MiB", "4 MiB streamed, 8 connections", Requests(8, path=f"stream/{4 * MIB}", body=4 * MIB, opening=1)
+    ),
+    Workload("upload-1MiB", "1 MiB uploaded, 8 connections", Requests(8, path="upload", upload=MIB, opening=1)),
 )
 ECHOES = tuple((size, shown) for size, shown in ((16, "16 B"), (KIB, "1 KiB"), (64 * KIB, "64 KiB")))
 
