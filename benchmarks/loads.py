@@ -48,9 +48,8 @@ class Requests:
     def measure(self, target: Running, seconds: int) -> Sample:
         """See Load.
 
-        wrk opens its connections within the run, and drops what is unfinished at its end. Where either costs much, a
-        run of ``opening`` seconds, in which all connections are open, is measured too, and taken off: what is left has
-        neither in it.
+        wrk opens its connections within the run. Where that costs much, a run of ``opening`` seconds, in which all of
+        them are opened, is measured too, and taken off: what is left has no openings in it. It is noisier, though.
         """
         url = target.url + self.path
         check_answer(url, self.body, self.upload)

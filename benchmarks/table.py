@@ -65,10 +65,9 @@ def conditions(run: Run) -> str:
         "most; in each round each server is started anew, and another one is first. CPU is user and system time of all "
         "of the server's processes, per exchange that was answered well. Everything runs on one machine over loopback, "
         "so requests/s and times are also the load generator's; the CPU is the server's alone. The access log is off "
-        "unless the title says that it is on. wrk opens its connections within its run, and drops what is unfinished "
-        "at its end: with 512 of them, with 64 over TLS, and with large bodies, a shorter run is taken off a longer "
-        "one, so that only whole requests are left. For WebSockets, growth and idle connections, they are open before the "
-        "measurement.\n\n"
+        "unless the title says that it is on. wrk opens its connections within its run; with 512 of them a shorter run "
+        "is taken off a longer one, so that only requests are left. For WebSockets, growth and idle connections, they "
+        "are open before the measurement.\n\n"
         f"{machine}. {versions}."
     )
 

@@ -40,14 +40,12 @@ class Workload:
 
 
 def over_tls(workload: Workload) -> Workload:
-    """The same over TLS. There opening a connection costs as much as a hundred requests."""
+    """The same over TLS, where opening a connection costs as much as a dozen requests or more."""
     load = workload.load
     assert isinstance(load, Requests)
-    if load.connections >= 64:
-        load = replace(load, opening=2 if load.connections > 64 else 1)
     return replace(
         workload,
-        load=load,
+        load=replace(load, opening=2 * load.opening),
         key=f"tls-{workload.key}",
         title=f"TLS: {workload.title}",
         variant=replace(workload.variant, tls=True),
@@ -77,10 +75,8 @@ PLAIN = (
     ),
     Workload("headers", "Hello, world!, 10 realistic header fields, 64 connections", Requests(headers=HEADERS)),
     Workload("stream-64KiB", "64 KiB streamed, 64 connections", Requests(path=f"stream/{64 * KIB}", body=64 * KIB)),
-    Workload(
-        "stream-4MiB", "4 MiB streamed, 8 connections", Requests(8, path=f"stream/{4 * MIB}", body=4 * MIB, opening=1)
-    ),
-    Workload("upload-1MiB", "1 MiB uploaded, 8 connections", Requests(8, path="upload", upload=MIB, opening=1)),
+    Workload("stream-4MiB", "4 MiB streamed, 8 connections", Requests(8, path=f"stream/{4 * MIB}", body=4 * MIB)),
+    Workload("upload-1MiB", "1 MiB uploaded, 8 connections", Requests(8, path="upload", upload=MIB)),
 )
 ECHOES = tuple((size, shown) for size, shown in ((16, "16 B"), (KIB, "1 KiB"), (64 * KIB, "64 KiB")))
 
