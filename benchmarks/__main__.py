@@ -17,7 +17,7 @@ from .loads import raise_file_limit
 from .servers import DEFAULTS, GRANIAN, H11, HYPERCORN, SERVERS, TRIOSERVE, UVICORN
 from .workloads import WORKLOADS
 
-ROUNDS, SECONDS = 5, 2
+ROUNDS, SECONDS = 3, 2
 LIMIT = 6 * 3600.0  # seconds, in which a whole run must have ended
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_LIMIT = 1, 1, 110.0
 QUICK_WORKLOADS = ("hello-64", "tls-hello-64", "ws-16B", "close", "stream-4MiB")  # should time run out, the last go
