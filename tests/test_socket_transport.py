@@ -932,7 +932,7 @@ async def test_it_does_what_trio_asks_of_every_stream(make: MakeSockets) -> None
         first, second = await make_streams()
         for one in (first, second):
             # Much more than the kernel can take on both sides together, now or when the reactor looks.
-            one.transport.send_nowait(bytes(16 * READ_AHEAD), STALL)
+            one.transport.send_nowait(bytes(16 * READ_AT_ONCE), STALL)
         return first, second
 
     with trio.fail_after(DEADLINE):
