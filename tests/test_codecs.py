@@ -131,6 +131,24 @@ def test_a_body_of_known_length_ends_there(read: Read) -> None:
     assert codec.has_begun
 
 
+def test_a_head_that_comes_again_is_the_same(make_codec: MakeCodec) -> None:
+    """The second request with the same head is read as the first, on this connection and on others."""
+    data = b"POST /a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nConnection: x\r\nContent-Length: 2\r\n\r\n"
+    codec = make_codec()
+    heads = []
+    for _ in range(3):
+        codec.feed(data)
+        heads.append(codec.next_head())
+        assert codec.wants_continue
+        codec.feed(b"hi")
+        assert codec.next_body() == (b"hi", False)
+        write_head(codec, 200, LENGTH)
+        codec.body(b"hello")
+        codec.end(())
+        codec.start_next()
+    assert heads[0] == heads[1] == heads[2]
+
+
 def test_a_chunked_body_is_taken_apart(read: Read) -> None:
     """Chunks that came together are one piece; extensions and trailers are dropped."""
     codec, head = read(CHUNKED)

@@ -11,9 +11,11 @@ from ..types import Headers
 
 @dataclass(slots=True)
 class Head:
-    """A parsed request head; ``target`` is origin-form or ``*``, names are lower-case.
+    """A parsed request head. It may be kept for others like it, so nobody changes it.
 
-    ``length`` is the body's in bytes, None if it is chunked. ``has_upgrade``: there is an Upgrade field.
+    ``target`` is origin-form or ``*``, names are lower-case. ``length`` is the body's in bytes, None if it is chunked.
+    ``has_upgrade``: there is an Upgrade field. ``closes``: the client sends nothing after this request.
+    ``expects_continue``: it waits for 100 before the body.
     """
 
     method: str
@@ -22,6 +24,8 @@ class Head:
     http_version: str
     length: int | None
     has_upgrade: bool = False
+    closes: bool = False
+    expects_continue: bool = False
 
 
 class Codec(Protocol):

@@ -100,8 +100,8 @@ class H11Codec(RequestReader):
         # raw_items() is one list; iterating the Headers is a Python call for each of them.
         return [(name.lower(), value) for name, value in event.headers.raw_items()]
 
-    def _parse_head(self, raw: bytes) -> Head:
-        head = super()._parse_head(raw)
+    def _read_head(self, raw: bytes) -> Head:
+        head = super()._read_head(raw)
         if self.body_read:
             self._h11.next_event()  # EndOfMessage, without which h11 would not let the connection be reused
         return head

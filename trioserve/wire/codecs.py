@@ -35,6 +35,6 @@ def codec_maker(config: Config) -> Callable[[], Codec]:
     """
     if codec_name(config) == "h11":
         return partial(H11Codec, config, HeadCache())
-    from .codec_httptools import HttptoolsCodec  # noqa: PLC0415 - an extra
+    from .codec_httptools import HttptoolsCodec, ParsedHeads  # noqa: PLC0415 - an extra
 
-    return partial(HttptoolsCodec, config, FramedHeads())
+    return partial(HttptoolsCodec, config, ParsedHeads(), FramedHeads())

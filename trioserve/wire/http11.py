@@ -173,7 +173,7 @@ class HTTP11Connection:
 
     def _begin_exchange(self, head: Head) -> HTTP11Exchange:
         config, server = self._server.config, self._server
-        request = Request(head.method, head.target, head.headers, head.http_version, self._endpoint)
+        request = Request(head.method, head.target, head.headers.copy(), head.http_version, self._endpoint)
         if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
         exchange = self._exchange = self._make_exchange(request)

@@ -73,16 +73,16 @@ class RequestReader(ABC):
         buffer = self._buffer
         if not buffer or buffer == b"\r":
             return None
-        end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
+        end = buffer.find(b"\r\n\r\n", self._searched)
         if (end if end >= 0 else len(buffer)) > self._max_head:
             raise too_long(buffer, self._max_head)
         if end < 0:
-            self._searched = len(buffer)
+            self._searched = max(0, len(buffer) - 3)
             check_beginning(buffer)
             self._check_lines(buffer)
             return None
         self._searched = self._empty_lines = 0
-        return self._parse_head(self._take(end + 4))
+        return self._read_head(self._take(end + 4))
 
     def _check_lines(self, buffer: bytes | bytearray) -> None:
         # A head of bare LFs never gets its empty line: refuse it now rather than at its deadline.
@@ -90,16 +90,24 @@ class RequestReader(ABC):
         if newline == 0 or (newline > 0 and buffer[newline - 1] != 0x0D):
             raise ProtocolError(400, "A line of the request head ends in a bare LF.")
 
+    def _read_head(self, raw: bytes) -> Head:
+        head = self._parse_head(raw)
+        self._method, self._http_version, self._closes = head.method, head.http_version, head.closes
+        length = head.length
+        if length is None:
+            self._scanner = ChunkScanner(max_trailer=self._max_head, max_fields=self._max_fields)
+        elif length == 0:
+            self.body_read = True
+            return head
+        else:
+            self._remaining = length
+        self.wants_continue = head.expects_continue
+        return head
+
     def _parse_head(self, raw: bytes) -> Head:
         method, target, version = check_raw_head(raw, max_fields=self._max_fields)
         headers = self._parse_fields(raw)
-        length, self._closes, expects, has_upgrade = check_fields(headers, version)
+        length, closes, expects, has_upgrade = check_fields(headers, version)
         if target[0] != 0x2F or b"#" in target:  # all but the plainest
             target = check_target(method, target, headers)
-        self._method, self._http_version = method, version
-        if length is None:
-            self._scanner = ChunkScanner(max_trailer=self._max_head, max_fields=self._max_fields)
-        self._remaining = length or 0
-        self.body_read = length == 0
-        self.wants_continue = expects and not self.body_read
-        return Head(method, target, headers, version, length, has_upgrade)
+        return Head(method, target, headers, version, length, has_upgrade, closes, expects)
