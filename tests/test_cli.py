@@ -100,7 +100,7 @@ def test_banner(folder):
         program.signal()
         assert program.wait() == 0
     assert "serves main:app" in program.errors
-    assert f"HTTP/1.1 by h11; settings from {folder / 'trioserve.toml'}" in program.errors
+    assert f"HTTP/1.1 by httptools; settings from {folder / 'trioserve.toml'}" in program.errors
 
 
 def test_first_interrupt_tells_and_the_second_cuts(folder):

@@ -802,10 +802,10 @@ async def test_a_reader_is_woken_also_while_it_lets_others_run(more: bytes) -> N
     with trio.fail_after(DEADLINE):
         async with socket_side(unix_sockets, runs=False) as side:
             side.raw_peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * YIELD_AFTER)
-            side.raw_peer.send(b"x" * YIELD_AFTER + more)
+            side.raw_peer.send(b"x" * READ_AT_ONCE + more)
             first = await side.transport.receive(inf)
             assert isinstance(first, bytes)
-            assert len(first) == YIELD_AFTER
+            assert len(first) == READ_AT_ONCE
 
             def wake() -> None:
                 side.transport.wake(Wake.DRAIN)

@@ -559,8 +559,9 @@ def test_tls_of_the_servers_own_clients(hall):
             assert websocket.get_message() == b"secret"
         with server.slow("/", 1e6) as slow:
             assert slow.wait().endswith(b"Hello")
-        with server.stall("/large"):
+        with server.stall("/hold"):
             assert server.active == 1
+            ask(server, "/release")
         server.client_gone("/await_disconnect", after=1000)
         assert hall.ended.wait(PATIENCE)
 

@@ -34,7 +34,7 @@ def system_calls() -> Iterator[Counter[str]]:
     calls: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, called: object) -> None:
-        is_ours = frame.f_code.co_filename.endswith("socket_transport.py")
+        is_ours = frame.f_code.co_filename.endswith(("socket_transport.py", "socket_writer.py"))
         if is_ours and event == "c_call" and isinstance(called, BuiltinFunctionType):
             calls[called.__name__] += 1
 

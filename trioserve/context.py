@@ -25,13 +25,14 @@ class DefaultHeaders:
     """The fields that go into every response; made again once a second, for Date."""
 
     config: Config
-    second: int = -1
+    second: float = -1.0
     fields: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def current(self) -> Headers:
-        now = int(time.time())
-        if now != self.second:
-            self.second = now
+        """The fields of this moment: the same object until they change."""
+        now = time.time()
+        if not 0 <= now - self.second < 1:  # clocks can be set back
+            now = self.second = float(int(now))
             self.fields = [(name.lower(), value) for name, value in self.config.extra_headers]
             names = {name for name, _ in self.fields}
             if self.config.server_header and b"server" not in names:

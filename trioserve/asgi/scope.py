@@ -26,7 +26,7 @@ def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug:
     request = exchange.request
     endpoint = request.endpoint
     raw_path, _, query = request.target.partition(b"?")
-    path = decode_path(raw_path) if b"%" in raw_path else raw_path.decode("utf-8", "replace")
+    path = decode_path(raw_path) if b"%" in raw_path else raw_path.decode("ascii")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
@@ -64,9 +64,7 @@ def build_websocket_scope(exchange: Exchange, state: State, *, root_path: str, s
 
 def decode_path(raw: bytes) -> str:
     """Percent-decode a path as UTF-8; bytes that are not UTF-8 become U+FFFD, so no path is refused for them."""
-    if b"%" in raw:
-        raw = unquote_to_bytes(raw)
-    return raw.decode("utf-8", "replace")
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
 def _mount(path: str, root_path: str) -> str:

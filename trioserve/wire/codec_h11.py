@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import h11
 
 from ..config import Config
-from ..errors import MessageError, ProtocolError
+from ..errors import MessageError
 from ..exchange import Response
 from ..types import Headers
 from .codec import Head
@@ -111,17 +111,11 @@ class H11Codec(RequestReader):
             return b"", False
         data = self._take_body()
         pieces: list[bytes] = []
-        try:
-            if data:
-                self._h11.receive_data(data)
-            while True:
-                event = self._h11.next_event()
-                if isinstance(event, h11.Data):
-                    pieces.append(bytes(event.data))
-                else:
-                    break
-        except h11.RemoteProtocolError:
-            raise ProtocolError(400, "The request body is not valid HTTP/1.1.") from None
+        # The scanner has refused all that h11 would.
+        if data:
+            self._h11.receive_data(data)
+        while isinstance(event := self._h11.next_event(), h11.Data):
+            pieces.append(bytes(event.data))
         self.body_read = isinstance(event, h11.EndOfMessage)
         if not pieces and not self.body_read:
             return None

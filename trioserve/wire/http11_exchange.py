@@ -160,11 +160,11 @@ class HTTP11Exchange:
         self.must_close = True  # whatever becomes of it, there is no way back to HTTP
         if self._server.wants_records:
             self.first_byte = trio.current_time()
-        await self._write(head)
+        await self._transport.send(head, self._server.config.timeout_write)
         self._end()
         return self._transport, left_over
 
-    async def send_body(self, data: bytes, more: bool) -> None:
+    async def send_body(self, data: bytes, more: bool, trailers: Headers = ()) -> None:
         if self.ended or self._transport.is_broken:
             raise _gone()
         codec, transport = self._codec, self._transport
@@ -173,12 +173,12 @@ class HTTP11Exchange:
             if len(data) >= PARTS_FROM and not codec.drops_body:
                 before, after = codec.frame(len(data))
                 if not more:
-                    after += codec.end(())
+                    after += codec.end(trailers)
                 await transport.send_parts([self._take_head() + before, data, after], stall)
             else:
                 framed = codec.body(data)
                 if not more:
-                    framed += codec.end(())
+                    framed += codec.end(trailers)
                 if self._head:
                     framed = self._take_head() + framed
                 if framed:
@@ -210,18 +210,7 @@ class HTTP11Exchange:
             self._end()
 
     async def send_trailers(self, headers: Headers) -> None:
-        self._raise_if_gone()
-        await self._write(self._take_head() + self._codec.end(headers))
-        self._end()
-
-    async def _write(self, data: bytes) -> None:
-        if not data:
-            return
-        try:
-            await self._transport.send(data, self._server.config.timeout_write)
-        except WriteTimeout:
-            self.outcome = Outcome.DEADLINE
-            raise
+        await self.send_body(b"", more=False, trailers=headers)
 
     def _take_head(self) -> bytes:
         head = self._head
