@@ -337,6 +337,7 @@ async def test_no_100_after_the_response_has_begun(autojump_clock: trio.testing.
         ("GET /%ff", "GET /\ufffd b'/%ff' b''"),
         ("GET /%zz", "GET /%zz b'/%zz' b''"),
         ("GET /a?b?c", "GET /a b'/a' b'b?c'"),
+        (f"GET /{'%20' * 100}?b", f"GET /{' ' * 100} b'/{'%20' * 100}' b'b'"),
         ("GET http://elsewhere/a?b", "GET /a b'/a' b'b'"),
         ("OPTIONS *", "OPTIONS * b'*' b''"),
         ("OPTIONS http://elsewhere", "OPTIONS * b'*' b''"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
@@ -25,8 +26,14 @@ def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug:
     """
     request = exchange.request
     endpoint = request.endpoint
-    raw_path, _, query = request.target.partition(b"?")
-    path = decode_path(raw_path) if b"%" in raw_path else raw_path.decode("ascii")
+    target = request.target
+    path, raw_path, query = _split_again(target) if len(target) <= _LONGEST_KEPT else split_target(target)
+    extensions = (_WITH_FILES if exchange.can_send_files else _EXTENSIONS).copy()
+    if debug:
+        extensions["http.response.debug"] = {}
+    tls = endpoint.tls()
+    if tls is not None:
+        extensions["tls"] = tls
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
@@ -41,7 +48,7 @@ def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug:
         "client": endpoint.client,
         "server": endpoint.server,
         "state": state.copy(),
-        "extensions": _extensions(exchange, debug),
+        "extensions": extensions,
     }
 
 
@@ -62,9 +69,18 @@ def build_websocket_scope(exchange: Exchange, state: State, *, root_path: str, s
     return scope
 
 
-def decode_path(raw: bytes) -> str:
-    """Percent-decode a path as UTF-8; bytes that are not UTF-8 become U+FFFD, so no path is refused for them."""
-    return unquote_to_bytes(raw).decode("utf-8", "replace")
+def split_target(target: bytes) -> tuple[str, bytes, bytes]:
+    """Return path, raw_path and query_string. The path is percent-decoded as UTF-8; bytes that are not UTF-8 become
+    U+FFFD, so that no path is refused for them.
+    """
+    raw_path, _, query = target.partition(b"?")
+    path = unquote_to_bytes(raw_path).decode("utf-8", "replace") if b"%" in raw_path else raw_path.decode("ascii")
+    return path, raw_path, query
+
+
+# The same few are asked for again and again. Long ones, of which each may be another, would only fill the memory.
+_LONGEST_KEPT = 256
+_split_again = functools.lru_cache(maxsize=256)(split_target)
 
 
 def _mount(path: str, root_path: str) -> str:
@@ -75,13 +91,3 @@ def _mount(path: str, root_path: str) -> str:
     if path in (root_path, "*") or path.startswith(root_path + "/"):
         return path
     return root_path + path
-
-
-def _extensions(exchange: Exchange, debug: bool) -> PlainValues:
-    extensions = (_WITH_FILES if exchange.can_send_files else _EXTENSIONS).copy()
-    if debug:
-        extensions["http.response.debug"] = {}
-    tls = exchange.request.endpoint.tls()
-    if tls is not None:
-        extensions["tls"] = tls
-    return extensions
