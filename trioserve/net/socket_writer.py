@@ -112,16 +112,20 @@ class SocketWriter:
         self._busy += max(LEAST_PIECE, size)
 
     async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
-        self._raise_if_broken()
+        if self.is_broken:
+            self._raise_if_broken()
         self._stall = stall
         length = sum(map(len, parts))
         if self._turns or self._out:
             (self._turns[-1].held if self._turns else self._out).extend(parts)
             self._unsent += length
         else:
-            self._keep_rest(parts, length, self._give(self._socket.sendmsg, parts))
+            sent = self._give(self._socket.sendmsg, parts)
+            if sent < length:
+                self._keep_rest(parts, length, sent)
         self._busy += max(length, LEAST_PIECE)
-        await self.wait_room()
+        if self._unsent > READ_AHEAD or self._busy >= YIELD_AFTER:
+            await self.wait_room()
 
     async def wait_room(self) -> None:
         while self._unsent > READ_AHEAD:
@@ -159,8 +163,6 @@ class SocketWriter:
 
     def _keep_rest(self, parts: Sequence[bytes], length: int, sent: int) -> None:
         """Keep what the kernel did not take of parts of this length together."""
-        if sent == length:
-            return
         self._unsent += length - sent
         for part in parts:
             if sent < len(part):

@@ -199,9 +199,11 @@ class TLSTransport:
                 continue
             self._busy = 0
             self.has_waited = True
-            reason = await self._reader.wait(deadline)
-            if reason is not None:
-                return reason
+            reader = self._reader
+            reader.begin(deadline)
+            await trio.lowlevel.wait_task_rescheduled(reader.abort)
+            if reader.reason is not None:
+                return reader.reason
 
     def receive_nowait(self) -> bytes | None:
         if not self._chunks and not self._has_ended:
@@ -229,14 +231,15 @@ class TLSTransport:
             await self._send_long(data, stall)
             return
         self.send_nowait(data, stall)
-        if self._busy >= YIELD_AFTER or self.is_congested:
+        if self._busy >= YIELD_AFTER or self._held > READ_AHEAD or self._below.is_congested:
             await self.wait_room()  # cancelling this loses nothing
 
     async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
         await self.send(b"".join(parts), stall)
 
     def send_nowait(self, data: bytes, stall: float) -> None:
-        self._raise_if_broken()
+        if self._has_failed:
+            self._raise_if_broken()  # what is broken below says so itself
         self._stall = stall
         self._busy += max(len(data), LEAST_PIECE)
         if self._turns:
