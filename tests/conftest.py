@@ -46,7 +46,18 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     assert ends, "the test was cut short"
 
 
-@pytest.fixture(params=["h11", "httptools"])
+CODECS = ["h11", "httptools"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked with both_codecs on both; what is not async runs programs, which choose for themselves."""
+    is_marked = metafunc.definition.get_closest_marker("both_codecs") is not None
+    if is_marked and inspect.iscoroutinefunction(metafunc.function):
+        metafunc.fixturenames.append("codec")
+        metafunc.parametrize("codec", CODECS, indirect=True)
+
+
+@pytest.fixture(params=CODECS)
 def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test on both codecs: it is what servers use that are not told which, and the fixture's value."""
     name: str = request.param

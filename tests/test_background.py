@@ -12,7 +12,7 @@ from trioserve.types import Receive, Scope, Send
 
 from .support import http_app, memory_server, nothing_left, send_text, socket_server
 
-pytestmark = pytest.mark.usefixtures("codec")
+pytestmark = pytest.mark.both_codecs
 
 REQUEST = b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n"
 

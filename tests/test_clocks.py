@@ -19,7 +19,7 @@ from trioserve.types import Receive, Scope, Send
 
 from .support import Client, Recorder, http_app, memory_server, read_body, respond, send_text
 
-pytestmark = pytest.mark.usefixtures("codec")
+pytestmark = pytest.mark.both_codecs
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"

@@ -30,7 +30,7 @@ from trioserve.wire.http11 import HTTP11Connection
 
 from .support import Client, Recorder, http_app, memory_server, open_descriptors, respond, send_text, socket_server
 
-pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("codec")]
+pytestmark = [pytest.mark.timeout(20), pytest.mark.both_codecs]
 
 
 class Authority:

@@ -12,7 +12,7 @@ from trioserve.types import ASGIApp, Receive, Scope, Send
 
 from .support import memory_server, plain_lifespan, send_text, socket_server
 
-pytestmark = pytest.mark.usefixtures("codec")
+pytestmark = pytest.mark.both_codecs
 
 word: ContextVar[str] = ContextVar("word", default="unset")
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"

@@ -16,7 +16,7 @@ from trioserve.logs import Outcome
 
 from .support import http_app, memory_server, nothing_left, respond, send_text, socket_server
 
-pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("codec")]
+pytestmark = [pytest.mark.timeout(20), pytest.mark.both_codecs]
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 

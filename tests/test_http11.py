@@ -29,7 +29,7 @@ LAST_GET = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 DEADLINE = 10.0
 """Seconds of real time for what goes over sockets."""
 
-pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("codec")]
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.both_codecs]
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

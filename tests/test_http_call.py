@@ -18,7 +18,7 @@ from trioserve.types import AnyValue, Message, Receive, Scope, Send
 
 from .support import Client, Recorder, http_app, memory_server, read_body, respond, send_text, socket_server
 
-pytestmark = pytest.mark.usefixtures("codec")
+pytestmark = pytest.mark.both_codecs
 
 Clock = trio.testing.MockClock
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"

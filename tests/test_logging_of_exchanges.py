@@ -13,7 +13,7 @@ from trioserve.logs import Outcome, access_log
 
 from .support import http_app, memory_server, read_body, respond, send_text, socket_server
 
-pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("codec")]
+pytestmark = [pytest.mark.timeout(20), pytest.mark.both_codecs]
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -26,7 +26,7 @@ from .support import (
     socket_server,
 )
 
-pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("codec")]
+pytestmark = [pytest.mark.timeout(20), pytest.mark.both_codecs]
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

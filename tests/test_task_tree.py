@@ -18,7 +18,7 @@ from trioserve.observer import Phase
 from .support import Client, Recorder, RunningServer, http_app, memory_server, nothing_left, send_text, socket_server
 
 pytestmark = [
-    pytest.mark.usefixtures("codec"),
+    pytest.mark.both_codecs,
     pytest.mark.timeout(30),
     pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning"),
 ]

@@ -31,7 +31,7 @@ from .websocket_client import (
 )
 from .websocket_servers import server_on
 
-pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("codec")]
+pytestmark = [pytest.mark.timeout(20), pytest.mark.both_codecs]
 
 ACCEPT_MESSAGE = {"type": "websocket.accept"}
 CLOSE_MESSAGE = {"type": "websocket.close"}

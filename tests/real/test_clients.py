@@ -25,7 +25,7 @@ from ..programs import Program, start
 from ..support import http_app, socket_server
 from .clients import PATIENCE, REPOSITORY, SERVE, curl, find_tool, wait_until
 
-pytestmark = pytest.mark.usefixtures("codec")
+pytestmark = pytest.mark.both_codecs
 
 CONTENT = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

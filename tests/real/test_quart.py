@@ -15,7 +15,7 @@ from trioserve.logs import Outcome
 from ..support import socket_server
 from .clients import PATIENCE, wait, wait_until
 
-pytestmark = pytest.mark.usefixtures("codec")
+pytestmark = pytest.mark.both_codecs
 
 
 def make_app():

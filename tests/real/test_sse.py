@@ -19,7 +19,7 @@ from .clients import REPOSITORY, SERVE, curl, wait, wait_until
 
 # sse-starlette leaves its generator to the garbage collector when it is cancelled, and Trio warns where it finds one.
 pytestmark = [
-    pytest.mark.usefixtures("codec"),
+    pytest.mark.both_codecs,
     pytest.mark.filterwarnings(
         "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
     ),

@@ -22,7 +22,7 @@ from trioserve.logs import Outcome
 from ..support import socket_server
 from .clients import PATIENCE, wait, wait_until
 
-pytestmark = pytest.mark.usefixtures("codec")
+pytestmark = pytest.mark.both_codecs
 
 # Starlette abandons a StreamingResponse's generator when its client leaves, and Trio warns where it finds one.
 ABANDONED = pytest.mark.filterwarnings(
