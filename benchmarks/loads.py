@@ -43,6 +43,7 @@ class Requests:
     body: int = len(BODY)  # bytes of each answer
     upload: int = 0  # bytes of each request
     headers: tuple[str, ...] = ()
+    varies: bool = False  # each request has a target of its own
     opening: int = 0  # seconds of the shorter run that is taken off; 0 if there is none
 
     def measure(self, target: Running, seconds: int) -> Sample:
@@ -68,7 +69,7 @@ class Requests:
 
     def run(self, url: str, seconds: int) -> wrk.Counts:
         """Have wrk make them."""
-        return wrk.run(url, self.connections, seconds, upload=self.upload, headers=self.headers)
+        return wrk.run(url, self.connections, seconds, upload=self.upload, headers=self.headers, varies=self.varies)
 
     def expected_seconds(self, seconds: int) -> float:
         """See Load."""

@@ -73,7 +73,11 @@ PLAIN = (
         )
         for number, opening in ((1, 0), (64, 0), (512, 1))
     ),
-    Workload("headers", "Hello, world!, 10 realistic header fields, 64 connections", Requests(headers=HEADERS)),
+    Workload(
+        "headers",
+        "Hello, world!, 10 realistic header fields, each time another target, 64 connections",
+        Requests(headers=HEADERS, varies=True),
+    ),
     Workload("stream-64KiB", "64 KiB streamed, 64 connections", Requests(path=f"stream/{64 * KIB}", body=64 * KIB)),
     Workload("stream-4MiB", "4 MiB streamed, 8 connections", Requests(8, path=f"stream/{4 * MIB}", body=4 * MIB)),
     Workload("upload-1MiB", "1 MiB uploaded, 8 connections", Requests(8, path="upload", upload=MIB)),

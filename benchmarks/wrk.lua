@@ -1,4 +1,5 @@
--- Makes wrk say what it counted as one line of JSON. An argument upload=BYTES makes every request a POST of that size.
+-- Makes wrk say what it counted as one line of JSON. An argument upload=BYTES makes every request a POST of that size,
+-- the argument vary gives each a query of its own.
 -- There is no response() here on purpose: wrk would call it for each answer, and become what limits the rate.
 
 function init(args)
@@ -7,6 +8,12 @@ function init(args)
       if size then
          wrk.method = "POST"
          wrk.body = string.rep("x", tonumber(size))
+      elseif argument == "vary" then
+         local number = 0
+         function request()
+            number = number + 1
+            return wrk.format(nil, wrk.path .. "?n=" .. number)
+         end
       end
    end
 end

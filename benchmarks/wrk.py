@@ -50,12 +50,21 @@ def is_missing() -> bool:
     return shutil.which("wrk") is None
 
 
-def run(url: str, connections: int, seconds: int, *, upload: int = 0, headers: tuple[str, ...] = ()) -> Counts:
-    """Load a server for some seconds; ``upload`` is how many bytes each request brings, 0 makes it a GET."""
+def run(
+    url: str, connections: int, seconds: int, *, upload: int = 0, headers: tuple[str, ...] = (), varies: bool = False
+) -> Counts:
+    """Load a server for some seconds; ``upload`` is how many bytes each request brings, 0 makes it a GET.
+
+    ``varies``: no two requests have the same target.
+    """
     command = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds}s", f"--script={SCRIPT}"]
     command += [f"--header={header}" for header in headers]
-    more = ["--", f"upload={upload}"] if upload else []
-    done = subprocess.run([*command, url, *more], check=True, capture_output=True, text=True, timeout=seconds + 60)
+    more = [f"upload={upload}"] if upload else []
+    if varies:
+        more.append("vary")
+    done = subprocess.run(
+        [*command, url, "--", *more], check=True, capture_output=True, text=True, timeout=seconds + 60
+    )
     return parse(done.stdout)
 
 
