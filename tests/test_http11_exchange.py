@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio.testing
@@ -51,23 +51,28 @@ class Scripted:
     async def aclose(self, *, reset: bool = False) -> None: ...
 
 
-async def test_a_reader_whose_bytes_come_with_the_end_does_not_wait_again(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """A task that waits for the body is woken by a part of a chunk's line while another completes the response: it must
-    not go back to the transport, which has another reader by then, but learn that the exchange has ended."""
+def make_exchange(transport: Scripted, head: bytes) -> HTTP11Exchange:
     config = Config(access_log=False)
-    transport, codec = Scripted(), H11Codec(config, HeadCache())
-    codec.feed(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-    head = codec.next_head()
-    assert head is not None
-    exchange = HTTP11Exchange(
-        Request(head.method, head.target, head.headers, head.http_version, Endpoint()),
+    codec = H11Codec(config, HeadCache())
+    codec.feed(head)
+    read = codec.next_head()
+    assert read is not None
+    return HTTP11Exchange(
+        Request(read.method, read.target, read.headers, read.http_version, Endpoint()),
         transport=transport,
         codec=codec,
         server=ServerContext(respond(), config, observer=Observer()),
         on_end=lambda: None,
     )
+
+
+async def test_a_reader_whose_bytes_come_with_the_end_does_not_wait_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A task that waits for the body is woken by a part of a chunk's line while another completes the response: it must
+    not go back to the transport, which has another reader by then, but learn that the exchange has ended."""
+    transport = Scripted()
+    exchange = make_exchange(transport, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
 
     async def end_meanwhile() -> bytes:
         exchange.send_response(Response(200, []))
@@ -78,3 +83,25 @@ async def test_a_reader_whose_bytes_come_with_the_end_does_not_wait_again(
     with pytest.raises(ClientDisconnected):
         await exchange.receive_body()
     assert transport.received == 1
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda exchange: exchange.send_informational(103, []),
+        lambda exchange: exchange.send_file(0, 0, 1, more=False),
+        lambda exchange: exchange.send_body(b"x", more=False),
+        lambda exchange: exchange.send_trailers([]),
+        lambda exchange: exchange.switch_protocols([]),
+    ],
+)
+async def test_nothing_can_be_sent_after_the_end(send: Callable[[HTTP11Exchange], Awaitable[object]]) -> None:
+    """Once the response is complete, or nothing can reach the client, whatever sends says so."""
+    ended, broken = (make_exchange(Scripted(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(2))
+    ended.abort()
+    broken._transport.is_broken = True  # type: ignore[misc]  # the test's own transport
+    for exchange in (ended, broken):
+        with pytest.raises(ClientDisconnected):
+            await send(exchange)
+        with pytest.raises(ClientDisconnected):
+            exchange.send_response(Response(200, []))
