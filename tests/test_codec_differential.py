@@ -70,6 +70,7 @@ PIECES = [
         b"Expect: x\r\n",
     ),
     *(b"HTTP/1.1", b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"http/1.1", b"HTTP/1.10", b"RTSP/1.0", b"ICE/1.0"),
+    *(b"DESCRIBE ", b"PRI ", b"SOURCE ", b"chunked", b"Chunked", b"CHUNKED"),
     *(b"http://", b"https://a", b"//", b"*", b"#", b"?", b"a@b", b"[::1]", b"%00", b"\xff", b"\xc3\xa4"),
 ]
 

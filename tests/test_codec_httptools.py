@@ -61,3 +61,19 @@ def test_a_wrong_head_is_refused_each_time() -> None:
     for _ in range(2):
         with pytest.raises(ProtocolError):
             read(parsed, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Cookie", "Proxy-Authorization"])
+def test_heads_that_say_who_somebody_is_are_not_kept(name: str) -> None:
+    """What is secret is forgotten with its request."""
+    parsed = ParsedHeads()
+    head = f"GET / HTTP/1.1\r\nHost: a\r\n{name}: secret\r\n\r\n".encode()
+    assert read(parsed, head) is not read(parsed, head)
+
+
+@pytest.mark.parametrize("method", ["BREW", "DESCRIBE", "FLUSH", "PRI", "get"])
+def test_a_method_that_httptools_does_not_know_is_not_implemented(method: str) -> None:
+    """Also those that it knows, but of other protocols (RFC 9110 §15.6.2)."""
+    with pytest.raises(ProtocolError, match="method is not known") as caught:
+        read(ParsedHeads(), f"{method} / HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert caught.value.status == 501

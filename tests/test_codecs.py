@@ -149,6 +149,12 @@ def test_a_head_that_comes_again_is_the_same(make_codec: MakeCodec) -> None:
     assert heads[0] == heads[1] == heads[2]
 
 
+def test_the_case_of_a_coding_is_not_shown(read: Read) -> None:
+    """Both codecs show the application the same fields."""
+    _, head = read(CHUNKED.replace(b"chunked", b"Chunked"))
+    assert (b"transfer-encoding", b"chunked") in head.headers
+
+
 def test_a_chunked_body_is_taken_apart(read: Read) -> None:
     """Chunks that came together are one piece; extensions and trailers are dropped."""
     codec, head = read(CHUNKED)
@@ -177,6 +183,15 @@ def test_the_client_waits_for_100_until_it_has_sent(read: Read) -> None:
     assert codec.wants_continue
     codec.feed(b"h")
     codec.next_body()
+    assert not codec.wants_continue
+
+
+def test_only_100_is_what_the_client_waits_for(read: Read) -> None:
+    """An early hint does not tell a client to send its body (RFC 9110 §10.1.1)."""
+    codec, _ = read(POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    codec.informational(103, [(b"link", b"</a>")])
+    assert codec.wants_continue
+    codec.informational(100, ())
     assert not codec.wants_continue
 
 
@@ -240,6 +255,15 @@ def test_http_10_gets_no_chunks(read: Read) -> None:
     assert codec.body(b"hello") == b"hello"
     assert codec.end([(b"a", b"b")]) == b""
     assert not codec.can_reuse
+
+
+@pytest.mark.parametrize(
+    ("status", "left"), [(204, []), (304, [b"content-length: 5"]), (200, [b"transfer-encoding: chunked"])]
+)
+def test_what_has_no_body_says_nothing_of_its_framing(read: Read, status: int, left: list[bytes]) -> None:
+    """204 has neither length nor coding, 304 no coding (RFC 9110 §8.6, RFC 9112 §6.1)."""
+    head = write_head(read(GET)[0], status, [(b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")])
+    assert head.lower().split(b"\r\n")[1:-2] == left
 
 
 @pytest.mark.parametrize(("request_head", "status"), [(HEAD, 200), (GET, 204), (GET, 304)])

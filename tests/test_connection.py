@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import gc
 import logging
+import os
 import re
 import socket
 import ssl
@@ -23,6 +25,7 @@ from trioserve.context import ServerContext
 from trioserve.exchange import Endpoint
 from trioserve.net.parked_reader import ParkedReader
 from trioserve.net.reactor import SUPPORTED as REACTOR_SUPPORTED
+from trioserve.net.reactor import Reactor
 from trioserve.net.socket_transport import SocketTransport
 from trioserve.net.tls import load_tls
 from trioserve.observer import Phase
@@ -222,6 +225,27 @@ async def test_systems_without_a_reactor_serve_sockets_too(monkeypatch):
         with trio.fail_after(5):
             assert await client.receive_rest() == b""
         assert seen[0]["client"] == client.stream.socket.getsockname()
+        await client.aclose()
+
+
+@pytest.mark.skipif(not REACTOR_SUPPORTED, reason="elsewhere there is nothing that could run out")
+async def test_a_socket_that_cannot_be_watched_is_closed(monkeypatch, caplog):
+    """epoll watches only so many sockets of a user: one too many is closed, and not called the application's doing."""
+
+    def refuse(self, transport):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with socket_server(respond()) as server:
+        with monkeypatch.context() as full:
+            full.setattr(Reactor, "register", refuse)
+            client = await server.connect()
+            with trio.fail_after(5):
+                assert await client.receive_rest() == b""
+            await client.aclose()
+        assert "closed a connection that cannot be watched: [Errno 28] No space left on device" in caplog.text
+        assert server.errors == []
+        client = await server.connect()
+        assert (await client.get()).status == 200
         await client.aclose()
 
 

@@ -105,3 +105,25 @@ async def test_nothing_can_be_sent_after_the_end(send: Callable[[HTTP11Exchange]
             await send(exchange)
         with pytest.raises(ClientDisconnected):
             exchange.send_response(Response(200, []))
+
+
+async def test_a_file_that_is_cancelled_ends_the_response() -> None:
+    """Its bytes are counted, and perhaps none has gone out: what is sent after it would be taken for the rest of it,
+    and the next response, too.
+    """
+    exchange = make_exchange(transport := Scripted(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    exchange.send_response(Response(200, [(b"content-length", b"5")]))
+    await exchange.send_body(b"", more=True)
+
+    async def wait_for_its_turn(piece: FilePiece, stall: float) -> None:
+        await trio.sleep_forever()
+
+    transport.send_file = wait_for_its_turn  # type: ignore[method-assign]  # it is the test's own
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await exchange.send_file(0, 0, 5, more=True)
+    assert scope.cancelled_caught
+    assert exchange.has_aborted
+    assert exchange.must_close
+    with pytest.raises(ClientDisconnected):
+        await exchange.send_body(b"", more=False)

@@ -12,6 +12,8 @@ from trioserve.clock import Clock
 from trioserve.net.parked_reader import ParkedReader
 from trioserve.transport import Wake
 
+from .transports import AfterFirstStep
+
 DEADLINE = 5.0
 MockClock = trio.testing.MockClock
 
@@ -112,3 +114,24 @@ async def test_closing_wakes_who_waits(autojump_clock: MockClock) -> None:
         await trio.sleep(10)
         nursery.cancel_scope.cancel()
     assert reasons == [None]
+
+
+async def test_a_task_is_woken_also_while_it_lets_others_run() -> None:
+    """A reason that comes then is not lost; the first one counts, and bytes are none. It is said once."""
+    reader = ParkedReader(Clock())
+    reasons: list[Wake | None] = []
+
+    async def wait() -> None:
+        reasons.append(await reader.let_others_run())
+        reasons.append(await reader.let_others_run())
+
+    def wake() -> None:
+        for reason in (None, Wake.DRAIN, Wake.ENDED):
+            reader.wake(reason)
+
+    instrument = AfterFirstStep("reader", wake)
+    trio.lowlevel.add_instrument(instrument)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, name="reader")
+    trio.lowlevel.remove_instrument(instrument)
+    assert reasons == [Wake.DRAIN, None]

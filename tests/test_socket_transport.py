@@ -30,6 +30,7 @@ from .socket_stream import TransportStream
 from .transports import (
     DEADLINE,
     STALL,
+    AfterFirstStep,
     MakeSockets,
     SocketSide,
     pattern,
@@ -779,18 +780,6 @@ async def test_a_reader_that_never_waits_lets_others_run() -> None:
                 received += len(came)
             assert turns >= 10
             nursery.cancel_scope.cancel()
-
-
-class AfterFirstStep(trio.abc.Instrument):
-    """Does something once the task of this name has run to its first checkpoint."""
-
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
-        self.name, self.then = name, then
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task.name == self.name:
-            self.name = ""
-            self.then()
 
 
 @pytest.mark.parametrize("more", [b"", b"more"])

@@ -42,6 +42,7 @@ from .tls_client import ALERT, APPLICATION_DATA, HANDSHAKE, KEY_UPDATE, VERSIONS
 from .transports import (
     DEADLINE,
     STALL,
+    AfterFirstStep,
     MakeSockets,
     SocketSide,
     pattern,
@@ -844,3 +845,69 @@ async def test_a_closed_connection_leaves_nothing_to_the_collector() -> None:
         assert side.transport.is_broken
     finally:
         gc.enable()
+
+
+async def test_a_reader_of_tls_is_woken_also_while_it_lets_others_run() -> None:
+    """As on a plain connection: a stop that comes in this moment must not wait for the reader's deadline."""
+    came: list[bytes | Wake] = []
+    count = YIELD_AFTER // LEAST_PIECE
+    with trio.fail_after(DEADLINE):
+        async with connected() as side:
+            await side.say(b"".join(side.client.record(b"x") for _ in range(count + 1)))
+            for _ in range(count):
+                assert side.transport.receive_nowait() == b"x"
+
+            async def receive() -> None:
+                came.append(await side.transport.receive(inf))
+
+            instrument = AfterFirstStep("reader", lambda: side.transport.wake(Wake.DRAIN))
+            trio.lowlevel.add_instrument(instrument)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive, name="reader")
+            trio.lowlevel.remove_instrument(instrument)
+            assert came == [Wake.DRAIN]
+            assert await side.transport.receive(inf) == b"x"
+
+
+class Flood:
+    """What lies under a TLSTransport, and always has something more, of which nothing becomes a record."""
+
+    has_unread = True
+
+    def __init__(self, below: StreamTransport) -> None:
+        self._below = below
+        self._head: bytes | None = bytes([APPLICATION_DATA, 3, 3, 0x40, 0])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._below, name)
+
+    def receive_nowait(self) -> bytes | None:
+        head, self._head = self._head, None
+        return head
+
+
+async def test_a_flood_of_nothing_keeps_neither_a_deadline_nor_a_cancellation_waiting(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A peer of which much comes, and nothing for us, does not hold the reader."""
+    async with connected() as side:
+        side.transport._below = Flood(side.below)  # type: ignore[assignment]  # what it needs, that has
+        assert await side.transport.receive(trio.current_time()) is Wake.DEADLINE
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await side.transport.receive(inf)
+        assert scope.cancelled_caught
+        side.transport._below = side.below
+
+
+async def test_what_must_not_wait_is_encrypted_in_pieces() -> None:
+    """A message of any size that is sent without waiting arrives whole, and in order."""
+    data = pattern(3 * PIECE + 5)
+    with trio.fail_after(DEADLINE):
+        async with connected() as side:
+            side.transport.send_nowait(data, STALL)
+            side.transport.send_nowait(b"end", STALL)
+            opened = b""
+            while not opened.endswith(b"end"):
+                opened += side.client.open(bytes(await side.wire.receive_some(65536)))
+            assert opened == data + b"end"

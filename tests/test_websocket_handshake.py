@@ -142,6 +142,19 @@ async def test_head_is_refused_without_a_body(autojump_clock):
         assert rest.startswith(b"HTTP/1.1 200 ")
 
 
+async def test_an_application_may_change_its_headers(autojump_clock):
+    """What the scope says is the application's: the answer to the key needs nothing of it."""
+
+    async def app(scope, receive, send):
+        scope["headers"].clear()
+        await receive()
+        await send(ACCEPT_MESSAGE)
+        await send({"type": "websocket.send", "text": "hello"})
+
+    async with memory(app) as server, websocket(server) as client:
+        assert await client.receive() == "hello"
+
+
 async def test_http_1_0_cannot_upgrade(autojump_clock):
     """An upgrade in HTTP/1.0 gets 400, which names the version."""
     async with memory(never_called) as server:

@@ -296,3 +296,15 @@ async def receive_to_end(transport: Transport) -> bytes:
 def pattern(count: int) -> bytes:
     """Bytes of which no part equals another, so that a piece out of its place shows."""
     return os.urandom(count)
+
+
+class AfterFirstStep(trio.abc.Instrument):
+    """Does something once the task of this name has run to its first checkpoint."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self.name, self.then = name, then
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task.name == self.name:
+            self.name = ""
+            self.then()

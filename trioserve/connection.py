@@ -33,6 +33,10 @@ GOODBYE_PATIENCE = 1.0
 """Seconds in which a client whose handshake failed may read why."""
 
 
+class _CannotWatch(Exception):
+    """A socket could not be registered, and has been closed."""
+
+
 class Connections:
     """What makes served connections of streams: all that the connections of one server share.
 
@@ -82,6 +86,8 @@ class Connections:
                 await self._serve_tls(self._make_transport(accepted), self.tls, endpoint, listener)
             else:
                 await self._serve_http(self._make_transport(accepted), endpoint)
+        except _CannotWatch as error:
+            server_log.warning("closed a connection that cannot be watched: %s", error.__cause__)
         except BaseException as error:
             _sort_out(error, self._server)
         finally:
@@ -110,7 +116,11 @@ class Connections:
             accepted = socket.socket(fileno=accepted.socket.detach())
             accepted.setblocking(False)
         if isinstance(accepted, socket.socket):
-            return SocketTransport(accepted, self._reactor, clock)
+            try:
+                return SocketTransport(accepted, self._reactor, clock)
+            except OSError as error:  # epoll watches only so many, of all processes of a user
+                accepted.close()
+                raise _CannotWatch from error
         return StreamTransport(accepted, clock)
 
     async def _serve_tls(

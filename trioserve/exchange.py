@@ -80,9 +80,13 @@ class Response:
 
         Names in ``defaults`` are lower-case.
         """
-        names = {name.lower() for name, _ in self.headers}
         headers = list(self.headers)
-        if self.length is not None and not names & _FRAMING and self.status not in _WITHOUT_BODY:
+        if self.status in WITHOUT_BODY:
+            # RFC 9112 §6.1, RFC 9110 §8.6. 304 may say how long the body would be.
+            forbidden = _FRAMING if self.status == 204 else {b"transfer-encoding"}
+            headers = [field for field in headers if field[0].lower() not in forbidden]
+        names = {name.lower() for name, _ in headers}
+        if self.length is not None and not names & _FRAMING and self.status not in WITHOUT_BODY:
             # Cheaper than chunks, and an HTTP/1.0 client can then tell a cut response from a whole one.
             headers.append((b"content-length", b"%d" % self.length))
         headers += [field for field in defaults if field[0] not in names]
@@ -90,7 +94,8 @@ class Response:
 
 
 _FRAMING = {b"content-length", b"transfer-encoding"}
-_WITHOUT_BODY = (204, 304)  # RFC 9110 §6.4.1
+WITHOUT_BODY = (204, 304)
+"""The statuses of responses without a body (RFC 9110 §6.4.1)."""
 
 
 class Exchange(Protocol):

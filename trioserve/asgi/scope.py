@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
@@ -26,8 +25,8 @@ def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug:
     """
     request = exchange.request
     endpoint = request.endpoint
-    target = request.target
-    path, raw_path, query = _split_again(target) if len(target) <= _LONGEST_KEPT else split_target(target)
+    raw_path, _, query = request.target.partition(b"?")
+    path = decode_path(raw_path)
     extensions = (_WITH_FILES if exchange.can_send_files else _EXTENSIONS).copy()
     if debug:
         extensions["http.response.debug"] = {}
@@ -69,18 +68,9 @@ def build_websocket_scope(exchange: Exchange, state: State, *, root_path: str, s
     return scope
 
 
-def split_target(target: bytes) -> tuple[str, bytes, bytes]:
-    """Return path, raw_path and query_string. The path is percent-decoded as UTF-8; bytes that are not UTF-8 become
-    U+FFFD, so that no path is refused for them.
-    """
-    raw_path, _, query = target.partition(b"?")
-    path = unquote_to_bytes(raw_path).decode("utf-8", "replace") if b"%" in raw_path else raw_path.decode("ascii")
-    return path, raw_path, query
-
-
-# The same few are asked for again and again. Long ones, of which each may be another, would only fill the memory.
-_LONGEST_KEPT = 256
-_split_again = functools.lru_cache(maxsize=256)(split_target)
+def decode_path(raw: bytes) -> str:
+    """Percent-decode a path as UTF-8; bytes that are not UTF-8 become U+FFFD, so no path is refused for them."""
+    return unquote_to_bytes(raw).decode("utf-8", "replace") if b"%" in raw else raw.decode("ascii")
 
 
 def _mount(path: str, root_path: str) -> str:

@@ -14,7 +14,7 @@ class ParkedReader:
     No cancel scope and no channel, since every request waits here at least once.
     """
 
-    __slots__ = ("_timer", "reason", "task")
+    __slots__ = ("_timer", "_woken", "_yields", "reason", "task")
 
     def __init__(self, clock: Clock) -> None:
         self.task: trio.lowlevel.Task | None = None
@@ -22,6 +22,8 @@ class ParkedReader:
         self.reason: Wake | None = None
         """Why the last wait ended; None if for bytes."""
         self._timer = clock.timer(self._pass_deadline)
+        self._yields = False
+        self._woken: Wake | None = None  # why, while it yields
 
     async def wait(self, deadline: float) -> Wake | None:
         """Wait; returns the reason of ``wake``."""
@@ -39,8 +41,21 @@ class ParkedReader:
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
+    async def let_others_run(self) -> Wake | None:
+        """Make a checkpoint, for a task that could read on.
+
+        Returns the reason if it was woken meanwhile: nobody would tell it again. Shielded, because what is there is to
+        be had even in a cancelled scope.
+        """
+        self._yields, self._woken = True, None
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._yields = False
+        return self._woken
+
     def wake(self, reason: Wake | None) -> None:
         """Wake the task, if one waits; None means that bytes or the end of them have come."""
+        if self._yields:
+            self._woken = self._woken or reason
         if self.task is not None:
             task, self.task, self.reason = self.task, None, reason
             trio.lowlevel.reschedule(task)

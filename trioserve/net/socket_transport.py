@@ -29,8 +29,6 @@ class SocketTransport(SocketWriter):
         "_on_unread",
         "_readable",
         "_reader",
-        "_woken",
-        "_yields",
         "has_left",
         "has_waited",
         "hears_last_words",
@@ -45,8 +43,6 @@ class SocketTransport(SocketWriter):
         self.has_left = False
         self.hears_last_words = False  # what came before a reset counts
         self._is_closed = False
-        self._yields = False
-        self._woken: Wake | None = None  # why, while it yields
         self._on_left: Callable[[], None] = _nothing
         self._on_unread: Callable[[], None] = _nothing
         reactor.register(self)
@@ -93,7 +89,8 @@ class SocketTransport(SocketWriter):
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
             if self._busy >= YIELD_AFTER and self._readable:
-                reason = await self._let_others_run()
+                self._busy = 0
+                reason = await self._reader.let_others_run()
                 if reason is not None:
                     return reason
             data = self.receive_nowait()
@@ -106,15 +103,6 @@ class SocketTransport(SocketWriter):
             await trio.lowlevel.wait_task_rescheduled(reader.abort)
             if reader.reason is not None:
                 return reader.reason
-
-    async def _let_others_run(self) -> Wake | None:
-        """Make a checkpoint. Returns the reason if the reader was woken meanwhile: nobody would tell it again."""
-        self._busy = 0
-        self._yields, self._woken = True, None
-        # Shielded, because what is there is to be had even in a cancelled scope.
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        self._yields = False
-        return self._woken
 
     def receive_nowait(self) -> bytes | None:
         if self._readable:
@@ -143,8 +131,6 @@ class SocketTransport(SocketWriter):
             await self._left_lot.park()
 
     def wake(self, reason: Wake) -> None:
-        if self._yields:
-            self._woken = self._woken or reason
         self._reader.wake(reason)
         unpark(self._left_lot)
 

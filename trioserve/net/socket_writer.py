@@ -117,7 +117,7 @@ class SocketWriter:
         self._stall = stall
         length = sum(map(len, parts))
         if self._turns or self._out:
-            (self._turns[-1].held if self._turns else self._out).extend(parts)
+            (self._turns[-1].held if self._turns else self._out).extend(filter(None, parts))
             self._unsent += length
         else:
             sent = self._give(self._socket.sendmsg, parts)

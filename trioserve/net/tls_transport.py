@@ -187,14 +187,18 @@ class TLSTransport:
     async def receive(self, deadline: float) -> bytes | Wake:
         while True:
             if self._busy >= YIELD_AFTER and self.has_unread:
-                # Shielded, because what is there is to be had even in a cancelled scope.
                 self._busy = 0
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                reason = await self._reader.let_others_run()
+                if reason is not None:
+                    return reason
             data = self.receive_nowait()
             if data is not None:
                 return data
             if self._below.has_unread:
                 # Much has come, and nothing for us; go on after the others.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                if trio.current_time() >= deadline:
+                    return Wake.DEADLINE
                 self._busy = YIELD_AFTER
                 continue
             self._busy = 0
@@ -249,8 +253,9 @@ class TLSTransport:
             self._put(data)
 
     def _put(self, data: bytes | memoryview) -> None:
-        if data:
-            self._tls.write(data)
+        # In pieces: 16 MiB at once cost five times as much, as OpenSSL's buffer grows by copying.
+        for start in range(0, len(data), PIECE):
+            self._tls.write(data if len(data) <= PIECE else memoryview(data)[start : start + PIECE])
             self._below.send_nowait(self._outgoing.read(), self._stall)
 
     async def wait_room(self) -> None:

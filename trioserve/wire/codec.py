@@ -8,6 +8,9 @@ from typing import Protocol
 from ..exchange import Response
 from ..types import Headers
 
+CONTINUE = 100
+"""The status that a client with Expect waits for (RFC 9110 §15.2.1)."""
+
 
 @dataclass(slots=True)
 class Head:

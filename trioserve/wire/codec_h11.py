@@ -8,9 +8,9 @@ import h11
 
 from ..config import Config
 from ..errors import MessageError
-from ..exchange import Response
+from ..exchange import WITHOUT_BODY, Response
 from ..types import Headers
-from .codec import Head
+from .codec import CONTINUE, Head
 from .framing import REASONS, say_close
 from .request_reader import RequestReader
 from .rules import check_lengths, explain_refusal
@@ -131,7 +131,7 @@ class H11Codec(RequestReader):
         return data
 
     def informational(self, status: int, headers: Headers) -> bytes:
-        self.wants_continue = False
+        self.wants_continue = self.wants_continue and status != CONTINUE
         try:
             return self._send(_make_informational(status, headers))
         except h11.LocalProtocolError as error:
@@ -144,7 +144,7 @@ class H11Codec(RequestReader):
         except h11.LocalProtocolError as error:
             raise MessageError(f"the response head is wrong: {error}") from None
         self.wants_continue = False
-        self.drops_body = response.status in (204, 304) or self._method == "HEAD"
+        self.drops_body = response.status in WITHOUT_BODY or self._method == "HEAD"
         self._response_fields = event.headers
         return head
 

@@ -8,17 +8,25 @@ from ..config import Config
 from ..errors import MessageError, ProtocolError
 from ..exchange import Response
 from ..types import Headers
-from .codec import Head
+from .codec import CONTINUE, Head
 from .framing import BodyFraming, Ending, FramedHeads, frame_informational
 from .request_reader import RequestReader
 from .rules import explain_refusal
+
+# What llhttp knows, but not in HTTP/1.1: RTSP's, and that of HTTP/2's preface.
+_METHODS_OF_OTHERS = {
+    *(b"DESCRIBE", b"ANNOUNCE", b"SETUP", b"PLAY", b"PAUSE", b"TEARDOWN", b"GET_PARAMETER", b"SET_PARAMETER"),
+    *(b"REDIRECT", b"RECORD", b"FLUSH", b"PRI"),
+}
+
+_PRIVATE = {b"authorization", b"cookie", b"proxy-authorization"}
 
 
 class ParsedHeads:
     """Request heads that have been parsed, for all connections of a server.
 
     Pollers, health checks and clients of an interface send the same few again and again: 0.3 µs for one that is kept,
-    2.5 for one that is not. Large ones, which carry somebody's cookies, are not kept.
+    2.5 for one that is not. Large ones, and those that say who somebody is, are not kept.
     """
 
     LIMIT = 64
@@ -29,7 +37,7 @@ class ParsedHeads:
         self.find = self._heads.get
 
     def keep(self, raw: bytes, head: Head) -> None:
-        if len(raw) <= self.LARGEST:
+        if len(raw) <= self.LARGEST and _PRIVATE.isdisjoint([name for name, _ in head.headers]):
             if len(self._heads) >= self.LIMIT:
                 self._heads.clear()
             self._heads[raw] = head
@@ -61,6 +69,8 @@ class HttptoolsCodec(RequestReader):
         head = self._parsed.find(raw)
         if head is None:
             head = super()._parse_head(raw)
+            if head.length is None:  # as h11 has it, so that both codecs show the application the same
+                head.headers = [(n, v.lower()) if n == b"transfer-encoding" else (n, v) for n, v in head.headers]
             self._fields = []
             self._parsed.keep(raw, head)
         self._has_upgrade = head.has_upgrade
@@ -72,9 +82,9 @@ class HttptoolsCodec(RequestReader):
             HttpRequestParser(self).feed_data(raw)
         except HttpParserUpgrade:
             pass  # whether the connection changes its protocol is not the parser's to say
-        except HttpParserInvalidMethodError:
-            raise ProtocolError(501, "The request's method is not known here.") from None
-        except HttpParserError:
+        except HttpParserError as error:
+            if isinstance(error, HttpParserInvalidMethodError) or raw.partition(b" ")[0] in _METHODS_OF_OTHERS:
+                raise ProtocolError(501, "The request's method is not known here.") from None
             raise explain_refusal(raw) from None
         return fields
 
@@ -114,7 +124,7 @@ class HttptoolsCodec(RequestReader):
         return self._body.ending is Ending.CLOSE
 
     def informational(self, status: int, headers: Headers) -> bytes:
-        self.wants_continue = False
+        self.wants_continue = self.wants_continue and status != CONTINUE
         return frame_informational(status, headers)
 
     def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 
 from ..errors import MessageError
-from ..exchange import Response
+from ..exchange import WITHOUT_BODY, Response
 from ..types import Headers
 from .rules import tokens
 
@@ -20,7 +20,6 @@ REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 _NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 # As h11 has it: some cookies in the wild have control characters in them, but these three split messages.
 _VALUE = re.compile(rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?")
-_WITHOUT_BODY = (204, 304)
 _LENGTH = re.compile(rb"[0-9]{1,20}")
 
 
@@ -89,7 +88,7 @@ def frame_head(status: int, headers: Headers, *, is_head: bool, http_version: st
     """Serialise a final response head, with the fields that its framing needs. Raises MessageError."""
     fields = list(headers)
     length, has_coding = _check_head(fields)
-    ending = Ending.AT_ONCE if status in _WITHOUT_BODY else Ending.LENGTH
+    ending = Ending.AT_ONCE if status in WITHOUT_BODY else Ending.LENGTH
     if ending is Ending.LENGTH and (has_coding or length is None):
         # Transfer-Encoding overrides the length (RFC 9112 §6.3).
         fields = _without(fields, b"content-length", b"transfer-encoding")

@@ -18,7 +18,7 @@ from ..logs import Outcome, server_log
 from ..transport import Transport, Wake
 from .codec import Codec, Head
 from .http11_exchange import HTTP11Exchange
-from .upgrade import UPGRADE_FIELDS, check_upgrade, wants_websocket
+from .upgrade import UPGRADE_FIELDS, check_upgrade, upgrade_fields, wants_websocket
 
 # Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it
 # costs less than the client's next TLS handshake.
@@ -206,6 +206,7 @@ class HTTP11Connection:
     async def _handle_websocket(self, exchange: HTTP11Exchange, head: Head) -> bool:
         try:
             check_upgrade(head)
+            exchange.upgrade = upgrade_fields(head.headers)  # the request's the application may change
             return await handle_websocket(exchange, self._server)
         except ProtocolError as error:
             server_log.info("refused a WebSocket from %s: %s", self._endpoint.client_name, error.reason)

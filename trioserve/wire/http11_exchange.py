@@ -13,10 +13,7 @@ from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
 from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
 from ..types import Headers
-from .codec import Codec
-from .upgrade import upgrade_fields
-
-CONTINUE = 100  # RFC 9110 §15.2.1
+from .codec import CONTINUE, Codec
 
 REFUSAL_PATIENCE = 1.0
 """Seconds that an answer in the application's place may take to leave."""
@@ -33,6 +30,8 @@ class HTTP11Exchange:
     has_aborted = False
     must_close = False
     is_refused = False
+    upgrade: Headers = ()
+    """What makes a 101 of a response to this request."""
     outcome: Outcome | None = None
     """Set by who knows better than "ok" or "error"."""
     first_byte: float | None = None
@@ -155,7 +154,7 @@ class HTTP11Exchange:
         self._raise_if_gone()
         names = {name.lower() for name, _ in headers}
         defaults = [field for field in self._server.default_headers.current() if field[0] not in names]
-        head, left_over = self._codec.switch([*upgrade_fields(self.request.headers), *headers, *defaults])
+        head, left_over = self._codec.switch([*self.upgrade, *headers, *defaults])
         self.status = 101
         self.must_close = True  # whatever becomes of it, there is no way back to HTTP
         if self._server.wants_records:
@@ -202,8 +201,11 @@ class HTTP11Exchange:
         piece = FilePiece(self._take_head() + before, file, offset, count, after)
         try:
             await self._transport.send_file(piece, self._server.config.timeout_write)
-        except WriteTimeout:
-            self.outcome = Outcome.DEADLINE
+        except BaseException as error:
+            # All of it is counted, and perhaps none has gone out: what follows would be taken for its rest.
+            if isinstance(error, WriteTimeout):
+                self.outcome = Outcome.DEADLINE
+            self.abort()
             raise
         self.sent += count
         if not more:

@@ -27,6 +27,7 @@ _FRAMED_BY_TAB = re.compile(rb"\r\n(?:content-length|transfer-encoding):[^\r]*\t
 _FRAMING_NAMES = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")  # RFC 9112 §7.1
+_NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})\r\n")
 _FRAMING_TRAILERS = (b"content-length:", b"transfer-encoding:")
 _TRAILER_LINE = re.compile(_FIELD_LINE)
 
@@ -228,6 +229,12 @@ class ChunkScanner:
                     pieces.append(bytes(data[position : position + step]))
                 position += step
                 self._after_data = self._skip == 0
+            elif self._after_data and not self._line and (line := _NEXT_CHUNK.match(data, position)):
+                # The line between two chunks, when it has come whole: tiny chunks are most expensive.
+                self._after_data = False
+                self._skip = int(line[1], 16)
+                self._in_trailer = self._skip == 0
+                position = line.end()
             else:
                 end = data.find(b"\n", position)
                 stop = len(data) if end < 0 else end + 1
