@@ -335,6 +335,13 @@ def test_more_than_the_said_length_is_refused(read: Read) -> None:
         codec.body(b"hello!")
 
 
+def test_nothing_frames_what_is_not_sent(read: Read) -> None:
+    """Where the body is dropped, so is its framing."""
+    codec, _ = read(HEAD)
+    write_head(codec, 200, [])
+    assert codec.frame(5) == (b"", b"")
+
+
 def test_more_file_than_the_said_length_is_refused(read: Read) -> None:
     """The same for a file."""
     codec, _ = read(GET)

@@ -178,3 +178,24 @@ def test_the_server_s_close_is_all_that_is_said_of_the_connection() -> None:
     head = get(FramedHeads(), headers=[(b"Connection", b"keep-alive, x")], length=0, says_close=True)
     assert head.data == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     assert head.closes
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-length", b"-1")],
+        [(b"content-length", b"5"), (b"Content-Length", b"6")],
+        [(b"transfer-encoding", b"gzip, chunked")],
+        [(b"transfer-encoding", b"chunked"), (b"Transfer-Encoding", b"chunked")],
+    ],
+)
+def test_a_framing_that_nobody_can_follow_is_refused(headers: Fields) -> None:
+    """A length that is none, two lengths, and a coding that is not chunked alone."""
+    with pytest.raises(MessageError, match="the response head is wrong"):
+        get(FramedHeads(), headers=headers)
+
+
+def test_lengths_that_agree_become_one() -> None:
+    """A length that is said twice is sent once."""
+    head = get(FramedHeads(), headers=[(b"a", b"b"), (b"Content-Length", b"5, 5"), (b"content-length", b"5")])
+    assert head.data == b"HTTP/1.1 200 OK\r\na: b\r\nContent-Length: 5\r\n\r\n"

@@ -128,14 +128,8 @@ class HttptoolsCodec(RequestReader):
         return frame_informational(status, headers)
 
     def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:
-        head = self._framed.get(
-            response,
-            defaults,
-            is_head=self._method == "HEAD",
-            http_version=self._http_version,
-            says_close=says_close,
-            closes=self._closes,
-        )
+        is_head = self._method == "HEAD"
+        head = self._framed.get(response, defaults, is_head, self._http_version, says_close, self._closes)
         self.wants_continue = False
         self._closes = head.closes
         self._body.begin(head)

@@ -56,7 +56,7 @@ class FramedHeads:
         self._defaults: Headers = ()
 
     def get(
-        self, response: Response, defaults: Headers, *, is_head: bool, http_version: str, says_close: bool, closes: bool
+        self, response: Response, defaults: Headers, is_head: bool, http_version: str, says_close: bool, closes: bool
     ) -> FramedHead:
         """Return the head of a response to such a request, completed with ``defaults``.
 

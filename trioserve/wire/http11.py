@@ -223,7 +223,8 @@ class HTTP11Connection:
             exchange.cut_short()
         if self._server.wants_records:
             exchange.report()
-        self._disarm()
+        if self._timer is not None:
+            self._disarm(self._timer)
         # What a stalled client does not take would stay in the kernel for minutes after an ordinary close.
         has_stalled = self._transport.is_broken and exchange.outcome is Outcome.DEADLINE
         if exchange.has_aborted and (self._codec.ends_by_close or has_stalled):
@@ -236,14 +237,14 @@ class HTTP11Connection:
             # The handler runs on without anyone to answer: as if its client had left.
             self._client_left()
             return
-        self._disarm()
+        if self._timer is not None:
+            self._disarm(self._timer)
         if self._codec.has_begun or (self._transport.has_unread and not self._transport.has_left):
             self._find_successor()
 
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._request_deadline = self._grace_deadline = inf
-            self._timer.set(inf)
+    def _disarm(self, timer: Timer) -> None:
+        self._request_deadline = self._grace_deadline = inf
+        timer.set(inf)
 
     async def _make_reusable(self, exchange: HTTP11Exchange) -> bool:
         """Make ready for the next request; False if the connection must close, which has then been prepared."""
