@@ -68,7 +68,7 @@ def test_failed_rolls_are_no_crash_loop(folder):
 
 def test_a_worn_worker_whose_successor_cannot_start_serves_on(folder):
     """It goes on, the next try comes later, and a HUP is heard meanwhile."""
-    with serving(folder, "--limit-max-requests", "20") as (program, old):
+    with serving(folder, "--limit-max-requests", "200") as (program, old):
         (folder / "main.py").write_text("1 / 0\n")
         program.wait_for_answers(2)
         wear_out(program, old)
@@ -82,7 +82,7 @@ def test_a_worn_worker_whose_successor_cannot_start_serves_on(folder):
 
 def test_a_worn_worker_that_dies_while_it_waits_for_the_next_try_is_replaced(folder):
     """The wait for the next try ends when the worker does."""
-    with serving(folder, "--limit-max-requests", "20") as (program, old):
+    with serving(folder, "--limit-max-requests", "200") as (program, old):
         (folder / "main.py").write_text("1 / 0\n")
         wear_out(program, old)
         for worker in old:  # before the next try could succeed
