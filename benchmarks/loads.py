@@ -80,7 +80,7 @@ def check_answer(url: str, body: int, upload: int) -> None:
     """Make one request, and raise RuntimeError if its answer is not what it should be."""
     request = urllib.request.Request(url, b"x" * upload or None)  # noqa: S310 - it is ours
     context = ssl._create_unverified_context() if url.startswith("https:") else None  # noqa: S323 - and so it is here
-    with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310 - it is ours
         length = len(answer.read())
     if answer.status != 200 or length != body:
         raise RuntimeError(f"the answer is {answer.status} with {length} bytes, not 200 with {body}")

@@ -31,7 +31,7 @@ class Bench:
     def __init__(self) -> None:
         self.wire = Wire()
         self.rings = 0
-        self.outbound = Outbound(self.wire, STALL, self._ring)  # type: ignore[arg-type]
+        self.outbound = Outbound(self.wire, STALL, self._ring)  # type: ignore[arg-type]  # a part of a Channel is enough
 
     def _ring(self) -> None:
         self.rings += 1

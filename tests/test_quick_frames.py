@@ -71,7 +71,7 @@ def read_with_wsproto(packets: list[bytes]) -> list[str | bytes | Control]:
                 assert isinstance(payload, str | bytes)
                 pieces.append(payload)
                 if each.message_finished:
-                    came.append(pieces[0][:0].join(pieces))  # type: ignore[arg-type]
+                    came.append(pieces[0][:0].join(pieces))  # type: ignore[arg-type]  # all are of one kind
                     pieces = []
     except ParseFailed as error:
         came.append(Control(Kind.FAILURE, code=int(error.code), reason=str(error)))

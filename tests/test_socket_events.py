@@ -303,7 +303,7 @@ def test_an_event_of_a_socket_closed_in_the_same_batch_reaches_nobody() -> None:
 
     for number, ear in enumerate(ears):
         reactor.register(ear)
-        ear.then = lambda other=1 - number: replace(other)  # type: ignore[misc]
+        ear.then = lambda other=1 - number: replace(other)  # type: ignore[misc]  # mypy cannot type a default of a lambda
         pairs[number][1].shutdown(socket.SHUT_WR)
     reactor.poll()
     assert sum(ear.heard for ear in ears) == 1
@@ -324,7 +324,7 @@ def test_one_look_has_an_end() -> None:
         ears = [Closer(ours) for ours, _ in pairs]
         for ear, (_, peer) in zip(ears, pairs, strict=True):
             reactor.register(ear)
-            ear.then = lambda peer=peer: peer.send(b"x")  # type: ignore[misc]
+            ear.then = lambda peer=peer: peer.send(b"x")  # type: ignore[misc]  # as above
             peer.send(b"x")
         reactor.poll()
         assert all(1 <= ear.heard <= 2 for ear in ears)

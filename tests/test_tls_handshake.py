@@ -151,7 +151,7 @@ async def test_broken_transport_counts_as_lost(files: Files) -> None:
     async def reset(stream: object) -> None:
         raise trio.BrokenResourceError from ConnectionResetError()
 
-    near.receive_stream.receive_some = reset  # type: ignore[method-assign, assignment]
+    near.receive_stream.receive_some = reset  # type: ignore[method-assign, assignment]  # a stream that fails
     with pytest.raises(HandshakeError, match="^connection lost$"):
         await shake(near, build_context(files.config()))
 
