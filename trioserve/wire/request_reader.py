@@ -108,6 +108,6 @@ class RequestReader(ABC):
         method, target, version = check_raw_head(raw, max_fields=self._max_fields)
         headers = self._parse_fields(raw)
         length, closes, expects, has_upgrade = check_fields(headers, version)
-        if target[0] != 0x2F or b"#" in target:  # all but the plainest
+        if target[0] != 0x2F or 0x23 in target:  # all but the plainest
             target = check_target(method, target, headers)
         return Head(method, target, headers, version, length, has_upgrade, closes, expects)

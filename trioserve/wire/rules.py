@@ -59,7 +59,7 @@ def check_raw_head(head: bytes, *, max_fields: int) -> tuple[str, bytes, str]:
         raise ProtocolError(501, "CONNECT is not spoken here: this is not a proxy.")
     if version not in _VERSIONS:
         raise ProtocolError(505, f"HTTP/{version.decode()} is not spoken here, HTTP/1.1 is.")
-    if b"\t" in head and _FRAMED_BY_TAB.search(head):
+    if 0x09 in head and _FRAMED_BY_TAB.search(head):
         # RFC 9110 §5.6.3 takes a tab for a space, llhttp does not.
         raise ProtocolError(400, "Content-Length and Transfer-Encoding have a tab in them.")
     # A head has its request line and an empty line beside its fields.
