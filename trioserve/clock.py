@@ -63,6 +63,8 @@ class Clock:
     """The timers of one server; ``run`` is its task."""
 
     def __init__(self) -> None:
+        self.now: Callable[[], float] = trio.lowlevel.current_clock().current_time
+        """The time on Trio's clock, as trio.current_time tells it, for a third of what that costs."""
         self.look: Callable[[], None] = _nothing
         """Called before anything fires: what came in time while the loop was blocked must win over its deadline."""
         self._heap: list[tuple[float, int, Timer]] = []

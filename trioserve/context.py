@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from typing import Protocol
 
 import trio
 
@@ -42,6 +43,18 @@ class DefaultHeaders:
         return self.fields
 
 
+class ActiveExchange(Protocol):
+    """A request whose application runs."""
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def started(self) -> float:
+        """On Trio's clock."""
+        ...
+
+
 class ServerContext:
     """One server's shared things; lives from the end of its start-up to the end of its last connection."""
 
@@ -59,7 +72,7 @@ class ServerContext:
         self._tells_exchanges = observer.hears("exchange_began", "exchange_left")
         self._tells_records = observer.hears("exchange_ended", "websocket_closed")
         self.wants_records = config.access_log or self._tells_records
-        self.active: dict[object, tuple[Request, float]] = {}
+        self.active: dict[ActiveExchange, None] = {}
         self.base = contextvars.copy_context()
 
     def reset_context_variables(self) -> None:
@@ -69,22 +82,22 @@ class ServerContext:
         """
         trio.lowlevel.current_task().context = self.base.copy()
 
-    def exchange_began(self, exchange: object, request: Request, started: float) -> None:
-        self.active[exchange] = (request, started)
+    def exchange_began(self, exchange: ActiveExchange) -> None:
+        self.active[exchange] = None
         if self._tells_exchanges:
-            self.observer.exchange_began(request)
+            self.observer.exchange_began(exchange.request)
         counters = self.counters
         counters.requests += 1
         counters.requests_total += 1
         if counters.requests_total == self._max_requests and not self.observer.limit_reached():
             self.drain.begin(DrainKind.STOP)
 
-    def exchange_left(self, exchange: object) -> None:
+    def exchange_left(self, exchange: ActiveExchange) -> None:
         """The application has returned."""
-        request, _ = self.active.pop(exchange)
+        del self.active[exchange]
         self.counters.requests -= 1
         if self._tells_exchanges:
-            self.observer.exchange_left(request)
+            self.observer.exchange_left(exchange.request)
 
     def exchange_ended(self, record: ExchangeRecord) -> None:
         self.observer.exchange_ended(record)
@@ -96,11 +109,12 @@ class ServerContext:
         if not self.active:
             open_now = self.counters.connections
             return f"{open_now} connection{'s' * (open_now != 1)}" if open_now else "nothing"
-        request, started = min(self.active.values(), key=lambda entry: entry[1])
+        oldest = next(iter(self.active))
+        request = oldest.request
         kinds = ((len(self.active) - self.counters.websockets, "request"), (self.counters.websockets, "WebSocket"))
         counts = " and ".join(f"{count} {kind}{'s' * (count != 1)}" for count, kind in kinds if count)
         target = request.target.decode("ascii")
-        age = trio.current_time() - started
+        age = trio.current_time() - oldest.started
         return f"{counts}, oldest {request.method} {target} {age:.0f} s"
 
     def websocket_opened(self) -> None:

@@ -27,7 +27,7 @@ async def handle_http(exchange: Exchange, server: ServerContext) -> bool:
     """
     observer = server.observer
     call = HTTPCall(exchange, observer.debug_received if observer.wants_debug else None)
-    scope = build_http_scope(exchange, server.state, root_path=server.config.root_path, debug=observer.wants_debug)
+    scope = build_http_scope(exchange, server.state, server.config.root_path, observer.wants_debug)
     error: BaseException | None = None
     try:
         try:

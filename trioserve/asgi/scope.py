@@ -18,7 +18,7 @@ _EXTENSIONS: PlainValues = {
 _WITH_FILES: PlainValues = {**_EXTENSIONS, "http.response.zerocopysend": {}}
 
 
-def build_http_scope(exchange: Exchange, state: State, *, root_path: str, debug: bool) -> Scope:
+def build_http_scope(exchange: Exchange, state: State, root_path: str, debug: bool) -> Scope:
     """Build the scope of one exchange; ``headers``, ``extensions`` and ``state`` are fresh objects.
 
     Source: ASGI HTTP & WebSocket §"HTTP Connection Scope".

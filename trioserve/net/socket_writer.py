@@ -103,13 +103,15 @@ class SocketWriter:
         if self.is_broken:
             self._raise_if_broken()
         self._stall = stall
-        if self._turns:
-            self._turns[-1].held.append(data)
-            self._unsent += len(data)
-        else:
-            self._put(data)
         size = len(data)
-        self._busy += max(LEAST_PIECE, size)
+        if self._turns or self._out:
+            (self._turns[-1].held if self._turns else self._out).append(data)
+            self._unsent += size
+        else:
+            sent = self._give(self._socket.send, data)
+            if sent < size:
+                self._keep_rest((data,), size, sent)
+        self._busy += size if size > LEAST_PIECE else LEAST_PIECE
 
     async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
         if self.is_broken:
@@ -140,16 +142,6 @@ class SocketWriter:
 
     def write_in(self, nursery: trio.Nursery | None) -> None:
         """Nothing to do: what the kernel does not take at once is ours, not the sender's."""
-
-    def _put(self, data: bytes) -> None:
-        """Give it to the kernel; keep what that does not take until it says that there is room."""
-        if self._out:
-            self._out.append(data)
-            self._unsent += len(data)
-            return
-        sent = self._give(self._socket.send, data)
-        if sent < len(data):
-            self._keep_rest((data,), len(data), sent)
 
     def _give(self, send: Callable[[_Data], int], data: _Data) -> int:
         """How many bytes of it the kernel takes. Raises ClientDisconnected."""
@@ -257,7 +249,10 @@ class SocketWriter:
 
     async def _send_framed(self, piece: FilePiece) -> None:
         try:
-            self._put(piece.before)
+            if piece.before:
+                self._out.append(piece.before)
+                self._unsent += len(piece.before)
+                self._flush()
             while self._out:
                 await self._park_for_out()
             await self._send_file(piece)

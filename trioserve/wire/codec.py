@@ -90,7 +90,7 @@ class Codec(Protocol):
 
     def informational(self, status: int, headers: Headers) -> bytes: ...
 
-    def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:
+    def response_head(self, response: Response, defaults: Headers, says_close: bool) -> bytes:
         """Serialise a head, completed with ``defaults``; ``says_close``: the server will close the connection."""
         ...
 

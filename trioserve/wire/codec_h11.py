@@ -137,7 +137,7 @@ class H11Codec(RequestReader):
         except h11.LocalProtocolError as error:
             raise MessageError(f"the response head is wrong: {error}") from None
 
-    def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:
+    def response_head(self, response: Response, defaults: Headers, says_close: bool) -> bytes:
         try:
             event = self._heads.get(response, defaults, says_close=says_close)
             head = self._send(event)

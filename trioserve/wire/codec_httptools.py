@@ -127,7 +127,7 @@ class HttptoolsCodec(RequestReader):
         self.wants_continue = self.wants_continue and status != CONTINUE
         return frame_informational(status, headers)
 
-    def response_head(self, response: Response, defaults: Headers, *, says_close: bool) -> bytes:
+    def response_head(self, response: Response, defaults: Headers, says_close: bool) -> bytes:
         is_head = self._method == "HEAD"
         head = self._framed.get(response, defaults, is_head, self._http_version, says_close, self._closes)
         self.wants_continue = False

@@ -137,7 +137,7 @@ class HTTP11Connection:
         config, codec, drain, transport = self._server.config, self._codec, self._server.drain, self._transport
         # The first head has one clock from accept to its end; a later one has its own from its first byte.
         begun = self._served == 0
-        deadline = trio.current_time() + (config.timeout_request_head if begun else config.timeout_keep_alive)
+        deadline = self._server.clock.now() + (config.timeout_request_head if begun else config.timeout_keep_alive)
         while True:
             if codec.has_begun:
                 head = codec.next_head()
@@ -177,7 +177,7 @@ class HTTP11Connection:
         if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
         exchange = self._exchange = self._make_exchange(request)
-        server.exchange_began(exchange, request, exchange.started)
+        server.exchange_began(exchange)
         self._served += 1
         if self._served == config.limit_requests_per_connection:
             exchange.must_close = True

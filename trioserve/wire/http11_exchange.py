@@ -51,7 +51,7 @@ class HTTP11Exchange:
         self.ended = False
         self.sent = 0
         self._head = b""  # serialised, and waiting for the first piece of the body
-        self.started = trio.current_time()
+        self.started = server.clock.now()
 
     @property
     def has_left(self) -> bool:
@@ -140,14 +140,11 @@ class HTTP11Exchange:
     def send_response(self, response: Response) -> None:
         if self.ended or self._transport.is_broken:
             raise _gone()
-        self._serialise(response)
-
-    def _serialise(self, response: Response) -> None:
-        server = self._server
+        codec, server = self._codec, self._server
         # The rest of an unread body would have to be swallowed first; a client that still waits for 100 may never
         # send it.
-        says_close = self.must_close or server.drain.kind is not None or self._codec.wants_continue
-        self._head = self._codec.response_head(response, server.default_headers.current(), says_close=says_close)
+        says_close = self.must_close or server.drain.kind is not None or codec.wants_continue
+        self._head = codec.response_head(response, server.default_headers.current(), says_close)
         self.status = response.status
 
     async def switch_protocols(self, headers: Headers) -> tuple[Channel, bytes]:
@@ -245,10 +242,11 @@ class HTTP11Exchange:
             return
         text = reason.encode() + b"\n"
         length = (b"content-length", b"%d" % len(text))
-        self._serialise(Response(status, [(b"content-type", b"text/plain; charset=utf-8"), length, *fields]))
+        response = Response(status, [(b"content-type", b"text/plain; charset=utf-8"), length, *fields])
         # An application may ask for its body in a cancelled scope; the answer must not be cut by that.
         patience = trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSAL_PATIENCE)
         with patience, contextlib.suppress(ClientDisconnected):
+            self.send_response(response)
             await self.send_body(text, more=False)
         self.abort()
 
