@@ -64,23 +64,28 @@ class Reactor:
         fileno = self._epoll.fileno()
         while True:
             await trio.lowlevel.wait_readable(fileno)
-            self.poll()
+            # Under load there is more at every turn of Trio's loop. To look is cheaper than to ask to be told.
+            while self.poll():
+                await trio.lowlevel.checkpoint()
 
     # A KeyboardInterrupt between the poll and the last reschedule would lose events, which come only once.
     @trio.lowlevel.enable_ki_protection
-    def poll(self) -> None:
-        """Look at all that has happened, without waiting."""
+    def poll(self) -> bool:
+        """Look at all that has happened, without waiting; returns whether anything has."""
+        found = False
         # So many looks see all that has happened before. What happens meanwhile is left to the next: clients that send
         # without end must not keep every task waiting.
         for _ in range(len(self._transports) // BATCH + 1):
             self._gone.clear()
             events = self._epoll.poll(0, BATCH)
+            found = found or bool(events)
             for fileno, what in events:
                 # Who hears of one event may close the socket of another, and the number may be somebody else's at once.
                 if fileno not in self._gone:
                     self._transports[fileno].handle(what)
             if len(events) < BATCH:
                 break
+        return found
 
     def close(self) -> None:
         """Watch nothing any more. Transports that are still open can be closed."""
