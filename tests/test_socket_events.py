@@ -387,7 +387,7 @@ class Writes:
         self.sent += data
         with trio.CancelScope() as scope:
             scope.cancel()
-            await self.transport.send_parts([data[:100], b"", data[100:29_000], data[29_000:]], STALL)
+            await self.transport.send_parts([data[:100], b"", data[100:29_000], data[29_000:]], STALL, False)
 
     async def q(self) -> None:
         """A few bytes."""

@@ -583,7 +583,7 @@ async def test_what_is_sent_during_a_file_follows_it(make: MakeSockets, tmp_path
                     lambda: side.transport.send_file(FilePiece(b"<1", file, 0, 300_000, b"1>"), STALL),
                     lambda: side.transport.send(b"after one", STALL),
                     lambda: side.transport.send_file(FilePiece(b"<2", file, 100_000, 300_000, b"2>"), STALL),
-                    lambda: side.transport.send_parts([b"af", b"ter"], STALL),
+                    lambda: side.transport.send_parts([b"af", b"ter"], STALL, False),
                     lambda: side.transport.send(b"two", STALL),
                 ]
                 for step in steps:
@@ -814,9 +814,9 @@ async def test_a_sender_of_parts_yields_as_any() -> None:
     with trio.fail_after(DEADLINE):
         async with socket_side() as side:
             with trio.testing.assert_no_checkpoints():
-                await side.transport.send_parts([b"x" * (YIELD_AFTER // 4)] * 3, STALL)
+                await side.transport.send_parts([b"x" * (YIELD_AFTER // 4)] * 3, STALL, False)
             with trio.testing.assert_checkpoints():
-                await side.transport.send_parts([b"x" * (YIELD_AFTER // 4)], STALL)
+                await side.transport.send_parts([b"x" * (YIELD_AFTER // 4)], STALL, False)
 
 
 async def test_who_has_waited_has_let_others_run() -> None:

@@ -309,7 +309,7 @@ async def test_parts_go_out_as_one(make: MakeSide) -> None:
 
             async def send() -> None:
                 await side.transport.send(b"before", STALL)
-                await side.transport.send_parts(parts, STALL)
+                await side.transport.send_parts(parts, STALL, False)
                 await side.transport.send(b"after", STALL)
 
             nursery.start_soon(send)
@@ -324,10 +324,10 @@ async def test_parts_to_nobody_raise(make: MakeSide) -> None:
             await trio.aclose_forcefully(side.peer)
             with pytest.raises(ClientDisconnected):
                 while True:
-                    await side.transport.send_parts([b"x" * 1000, b"y" * 1000], STALL)
+                    await side.transport.send_parts([b"x" * 1000, b"y" * 1000], STALL, False)
             assert side.transport.is_broken
             with pytest.raises(ClientDisconnected):
-                await side.transport.send_parts([b"x"], STALL)
+                await side.transport.send_parts([b"x"], STALL, False)
 
 
 # Files

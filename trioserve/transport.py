@@ -140,10 +140,11 @@ class Channel(Protocol):
 class Transport(Channel, Protocol):
     """What carries a connection."""
 
-    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+    async def send_parts(self, parts: Sequence[bytes], stall: float, more: bool) -> None:
         """As send of these few joined, without the copy that joining makes where the kernel can do without.
 
-        Worth it from PARTS_FROM bytes on. Nobody may change the parts any more.
+        Worth it from PARTS_FROM bytes on. Nobody may change the parts any more. ``more``: others will follow, so that
+        these may be held back until the task waits, to go out together.
         """
         ...
 

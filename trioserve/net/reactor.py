@@ -35,6 +35,12 @@ class Watched(Protocol):
     def handle(self, events: int) -> None: ...
 
 
+class Writer(Protocol):
+    """Who keeps something back to write it later; ``write_out`` must not wait."""
+
+    def write_out(self) -> None: ...
+
+
 class Reactor:
     """The epoll of one server's sockets. ``run`` is its task; ``close`` it when every transport is closed."""
 
@@ -42,6 +48,8 @@ class Reactor:
         self._epoll = select.epoll()
         self._transports: dict[int, Watched] = {}
         self._gone: set[int] = set()  # unregistered since the last look
+        self._due: list[Writer] = []
+        self._waiting: trio.lowlevel.Task | None = None  # for something due
 
     def register(self, transport: Watched) -> None:
         self._epoll.register(transport.fileno, _IN)
@@ -58,9 +66,35 @@ class Reactor:
         if not self._epoll.closed:
             self._epoll.modify(fileno, _IN_AND_OUT if wants else _IN)
 
+    def soon(self, writer: Writer) -> None:
+        """Call ``write_out`` once every task that can run now has done so until it waits."""
+        self._due.append(writer)
+        if self._waiting is not None:
+            task, self._waiting = self._waiting, None
+            trio.lowlevel.reschedule(task)
+
     @trio.lowlevel.enable_ki_protection
+    async def _write_soon(self) -> None:
+        while True:
+            if not self._due:
+                self._waiting = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+            due, self._due = self._due, []
+            for writer in due:
+                writer.write_out()
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._waiting = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
     async def run(self) -> None:
-        """Tell transports what has happened to their sockets, until cancelled."""
+        """Tell transports what has happened to their sockets, and write what they keep back, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_soon, name="trioserve writer")
+            await self._watch()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _watch(self) -> None:
         fileno = self._epoll.fileno()
         while True:
             await trio.lowlevel.wait_readable(fileno)

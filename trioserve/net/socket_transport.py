@@ -97,6 +97,8 @@ class SocketTransport(SocketWriter):
             if data is not None:
                 return data
             self._busy = 0
+            if self._is_held:
+                self.write_out()
             self.has_waited = True
             reader = self._reader
             reader.begin(deadline)
@@ -144,7 +146,7 @@ class SocketTransport(SocketWriter):
         if self._is_closed:
             return
         self._is_closed = self.is_broken = self.has_left = True
-        self._readable = False
+        self._readable = self._is_held = False
         if self._write_timer is not None:
             self._write_timer.close()
         # Before closing, and without a checkpoint in between: the number may be another connection's at once.

@@ -6,10 +6,9 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import TypeVar
 
 import trio
 
@@ -24,13 +23,16 @@ from .reactor import Reactor
 YIELD_AFTER = 64 * 1024
 LEAST_PIECE = YIELD_AFTER // 16
 
+# Pieces of a stream that follow each other at once are held back until this many bytes are together, or until the task
+# waits: one write of 64 KiB costs the kernel little more than one of 16.
+HOLD_BACK = READ_AHEAD
+
+PARTS_AT_ONCE = 64  # of what is unsent, in one system call
+
 FILE_PIECE = 256 * 1024  # what sendfile sends at a time: on a cold file it blocks the loop while the disk works
 
 # What sendfile says of the file, and not of the socket.
 _FILE_ERRORS = {errno.EBADF, errno.EINVAL, errno.EIO, errno.EOVERFLOW, errno.ESPIPE}
-
-
-_Data = TypeVar("_Data")
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +48,7 @@ class SocketWriter:
     __slots__ = (
         "_busy",
         "_clock",
+        "_is_held",
         "_out",
         "_out_lot",
         "_progress",
@@ -77,6 +80,7 @@ class SocketWriter:
         self._unsent = 0
         self._out_lot: trio.lowlevel.ParkingLot | None = None
         self._wants_out = False
+        self._is_held = False  # what is unsent has not been offered to the kernel
         self._stall = inf
         self._write_timer: Timer | None = None
         self._progress: SendProgress | None = None
@@ -91,6 +95,7 @@ class SocketWriter:
         for turn in self._turns:
             turn.held.clear()
         self._unsent = 0
+        self._is_held = False
         self._disarm()
         unpark(self._out_lot)
 
@@ -104,28 +109,37 @@ class SocketWriter:
             self._raise_if_broken()
         self._stall = stall
         size = len(data)
-        if self._turns or self._out:
-            (self._turns[-1].held if self._turns else self._out).append(data)
+        if self._turns:
+            self._turns[-1].held.append(data)
             self._unsent += size
+        elif self._out:
+            self._out.append(data)
+            self._unsent += size
+            self.write_out()
         else:
-            sent = self._give(self._socket.send, data)
+            sent = self._give(data)
             if sent < size:
-                self._keep_rest((data,), size, sent)
+                self._out.append(memoryview(data)[sent:])
+                self._unsent = size - sent
+                self._expect_progress()
+                self._want_out(True)
         self._busy += size if size > LEAST_PIECE else LEAST_PIECE
 
-    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+    async def send_parts(self, parts: Sequence[bytes], stall: float, more: bool) -> None:
         if self.is_broken:
             self._raise_if_broken()
         self._stall = stall
         length = sum(map(len, parts))
-        if self._turns or self._out:
-            (self._turns[-1].held if self._turns else self._out).extend(filter(None, parts))
-            self._unsent += length
-        else:
-            sent = self._give(self._socket.sendmsg, parts)
-            if sent < length:
-                self._keep_rest(parts, length, sent)
+        (self._turns[-1].held if self._turns else self._out).extend(filter(None, parts))
+        self._unsent += length
         self._busy += max(length, LEAST_PIECE)
+        if not self._turns:
+            if more and self._unsent < HOLD_BACK and not self._wants_out:
+                self._hold_back()
+            else:
+                self._is_held = not self._wants_out
+                self.write_out()
+                self._raise_if_broken()
         if self._unsent > READ_AHEAD or self._busy >= YIELD_AFTER:
             await self.wait_room()
 
@@ -143,25 +157,25 @@ class SocketWriter:
     def write_in(self, nursery: trio.Nursery | None) -> None:
         """Nothing to do: what the kernel does not take at once is ours, not the sender's."""
 
-    def _give(self, send: Callable[[_Data], int], data: _Data) -> int:
+    def _hold_back(self) -> None:
+        if not self._is_held:
+            self._is_held = True
+            self._reactor.soon(self)
+
+    def write_out(self) -> None:
+        """Give the kernel what was held back."""
+        if self._is_held:
+            self._flush(progress=True)
+
+    def _give(self, data: bytes) -> int:
         """How many bytes of it the kernel takes. Raises ClientDisconnected."""
         try:
-            return send(data)
+            return self._socket.send(data)
         except BlockingIOError:
             return 0
         except OSError:
             self._break()
             raise ClientDisconnected("the client has left") from None
-
-    def _keep_rest(self, parts: Sequence[bytes], length: int, sent: int) -> None:
-        """Keep what the kernel did not take of parts of this length together."""
-        self._unsent += length - sent
-        for part in parts:
-            if sent < len(part):
-                self._out.append(memoryview(part)[sent:])
-            sent = max(0, sent - len(part))
-        self._expect_progress()
-        self._want_out(True)
 
     def _want_out(self, wants: bool) -> None:
         # Not for good: a unix socket would wake us for every read of its peer.
@@ -171,22 +185,22 @@ class SocketWriter:
 
     def _flush(self, progress: bool = False) -> None:
         """The kernel may have room: give it what was kept. ``progress``: the peer has taken something."""
-        out, gone = self._out, 0
+        out = self._out
+        self._is_held = False
         try:
-            while gone < len(out):
-                sent = self._socket.send(out[gone])
+            while out:
+                sent = self._socket.sendmsg(out[:PARTS_AT_ONCE])
                 progress = True
                 self._unsent -= sent
-                if sent == len(out[gone]):
-                    gone += 1
+                if self._unsent:
+                    _drop_front(out, sent)
                 else:
-                    out[gone] = memoryview(out[gone])[sent:]
+                    out.clear()
         except BlockingIOError:
             pass
         except OSError:
             self._break()
             return
-        del out[:gone]
         if not out:
             self._disarm()
         elif progress:
@@ -230,6 +244,7 @@ class SocketWriter:
 
     async def flush(self) -> None:
         self._raise_if_broken()
+        self.write_out()
         while self._out or self._turns:
             await self._park_for_out()
 
@@ -249,10 +264,10 @@ class SocketWriter:
 
     async def _send_framed(self, piece: FilePiece) -> None:
         try:
-            if piece.before:
-                self._out.append(piece.before)
-                self._unsent += len(piece.before)
-                self._flush()
+            self._out.append(piece.before)
+            self._unsent += len(piece.before)
+            if not self._wants_out:
+                self._flush(progress=True)
             while self._out:
                 await self._park_for_out()
             await self._send_file(piece)
@@ -303,6 +318,19 @@ class SocketWriter:
         with contextlib.suppress(OSError):
             await self.flush()
             self._socket.shutdown(socket.SHUT_WR)
+
+
+def _drop_front(out: list[bytes | memoryview], count: int) -> None:
+    """Drop so many bytes from the front of the parts."""
+    gone = 0
+    for part in out:
+        if count < len(part):
+            break
+        count -= len(part)
+        gone += 1
+    del out[:gone]
+    if count:
+        out[0] = memoryview(out[0])[count:]
 
 
 def unpark(lot: trio.lowlevel.ParkingLot | None) -> None:

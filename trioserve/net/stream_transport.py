@@ -150,7 +150,7 @@ class StreamTransport:
             self._is_sending = True
             self._writers.start_soon(self._write_for_others, stall)
 
-    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+    async def send_parts(self, parts: Sequence[bytes], stall: float, more: bool) -> None:
         await self.send(b"".join(parts), stall)
 
     async def wait_room(self) -> None:

@@ -238,7 +238,7 @@ class TLSTransport:
         if self._busy >= YIELD_AFTER or self._held > READ_AHEAD or self._below.is_congested:
             await self.wait_room()  # cancelling this loses nothing
 
-    async def send_parts(self, parts: Sequence[bytes], stall: float) -> None:
+    async def send_parts(self, parts: Sequence[bytes], stall: float, more: bool) -> None:
         await self.send(b"".join(parts), stall)
 
     def send_nowait(self, data: bytes, stall: float) -> None:

@@ -170,7 +170,7 @@ class HTTP11Exchange:
                 before, after = codec.frame(len(data))
                 if not more:
                     after += codec.end(trailers)
-                await transport.send_parts([self._take_head() + before, data, after], stall)
+                await transport.send_parts([self._take_head() + before, data, after], stall, more)
             else:
                 framed = codec.body(data)
                 if not more:
@@ -178,7 +178,10 @@ class HTTP11Exchange:
                 if self._head:
                     framed = self._take_head() + framed
                 if framed:
-                    await transport.send(framed, stall)
+                    if more:
+                        await transport.send_parts([framed], stall, True)
+                    else:
+                        await transport.send(framed, stall)
         except WriteTimeout:
             self.outcome = Outcome.DEADLINE
             raise
