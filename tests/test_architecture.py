@@ -25,7 +25,7 @@ FLOORS = (
     # F3 the client
     ("wire.*",),
     # F4 sockets
-    ("net.*", "connection"),
+    ("net.*", "lanes", "connection"),
     # F5 one server
     ("server", "inspector"),
     # F6 processes

@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -619,18 +620,18 @@ class Bare(trio.abc.Stream):
 
 
 @pytest.fixture
-def secured_connections(authority, monkeypatch) -> Connections:
+def secured_connections(authority, monkeypatch) -> Callable[[], Connections]:
     """What serves streams with TLS, without a server round it, and without a reactor, which only sockets need."""
     monkeypatch.setattr("trioserve.connection.REACTOR_SUPPORTED", False)
     config = Config(ssl_certfile=authority.issue())
-    return Connections(ServerContext(respond(), config, observer=Recorder()), load_tls(config))
+    return lambda: Connections(ServerContext(respond(), config, observer=Recorder()), load_tls(config))
 
 
 async def test_a_failed_handshake_on_a_stream_that_cannot_half_close(secured_connections, caplog):
     """Any stream may begin with a handshake; one that fails is answered and closed."""
     caplog.set_level(logging.INFO, "trioserve")
     stream = Bare(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    await secured_connections.serve(stream, True)
+    await secured_connections().serve(stream, True)
     assert stream.took.startswith(b"HTTP/1.1 400 ")
     assert stream.is_closed
     assert handshake_lines(caplog) == ["TLS handshake with a client on a stream failed: http request"]
@@ -639,7 +640,7 @@ async def test_a_failed_handshake_on_a_stream_that_cannot_half_close(secured_con
 async def test_a_stream_that_raises_in_the_handshake(secured_connections, caplog):
     """An error of the stream's own during the handshake closes it and is logged; it gets no further."""
     stream = Bare(b"", LookupError("the channel is confused"))
-    await secured_connections.serve(stream, True)
+    await secured_connections().serve(stream, True)
     assert stream.is_closed
     (record,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
     assert "LookupError: the channel is confused" in caplog.text

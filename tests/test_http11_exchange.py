@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio.testing
@@ -37,6 +37,8 @@ class Scripted:
         return came
 
     async def send(self, data: bytes, stall: float) -> None: ...
+
+    async def send_parts(self, parts: Sequence[bytes], stall: float, more: bool) -> None: ...
 
     async def send_file(self, piece: FilePiece, stall: float) -> None: ...
 

@@ -65,7 +65,7 @@ class Clock:
     def __init__(self) -> None:
         self.now: Callable[[], float] = trio.lowlevel.current_clock().current_time
         """The time on Trio's clock, as trio.current_time tells it, for a third of what that costs."""
-        self.look: Callable[[], None] = _nothing
+        self.look: Callable[[], object] = _nothing
         """Called before anything fires: what came in time while the loop was blocked must win over its deadline."""
         self._heap: list[tuple[float, int, Timer]] = []
         self._sequence = 0  # orders entries of the same time, and keeps heapq from comparing timers

@@ -12,6 +12,7 @@ import trio
 from .context import ServerContext
 from .errors import ClientDisconnected
 from .exchange import Address, Endpoint
+from .lanes import Lanes
 from .linger import linger
 from .logs import log_application_error, server_log
 from .net.listeners import Accepted, Socket
@@ -26,15 +27,24 @@ from .transport import Transport
 from .wire.codecs import codec_maker
 from .wire.http11 import HTTP11Connection
 
-TASK_NAME = "trioserve connection"
-"""The same text for every connection: Trio would make one for each."""
-
 GOODBYE_PATIENCE = 1.0
 """Seconds in which a client whose handshake failed may read why."""
 
 
-class _CannotWatch(Exception):
-    """A socket could not be registered, and has been closed."""
+class _Connection:
+    """One connection of any kind, from its beginning to its end."""
+
+    __slots__ = ("accepted", "http", "is_secured", "listener", "needs_watch", "transport")
+
+    def __init__(self, accepted: Accepted, is_secured: bool, listener: str) -> None:
+        self.accepted: Accepted | None = accepted
+        """None once its transport owns it."""
+        self.is_secured = is_secured
+        self.listener = listener
+        self.transport: Transport | None = None
+        self.needs_watch = False
+        self.http: HTTP11Connection | None = None
+        """What is to be ended once nothing else of the connection runs."""
 
 
 class Connections:
@@ -51,6 +61,7 @@ class Connections:
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         self._transports: set[Transport] = set()
         self._handshaking: set[Transport] = set()
+        self._lanes = Lanes(server, self._serve_alone, self._end, self._sort_out)
 
     async def run(self) -> None:
         """Keep the deadlines of the connections, and watch their sockets, until cancelled."""
@@ -71,44 +82,68 @@ class Connections:
         for transport in transports:
             await transport.lose()
 
+    def start(self, nursery: trio.Nursery, accepted: Accepted, is_secured: bool, listener: str) -> None:
+        """As serve, in a task of this nursery, which is the same each time."""
+        self._lanes.start(nursery, self._begin(accepted, is_secured, listener))
+
     async def serve(self, accepted: Accepted, is_secured: bool = False, listener: str = "") -> None:
         """Serve a connection until it closes, and close its socket or stream.
 
         ``is_secured``: it begins with a TLS handshake. ``listener`` is the listening address in words, for the log.
         Raises nothing but Cancelled and KeyboardInterrupt.
         """
+        await self._lanes.serve_one(self._begin(accepted, is_secured, listener))
+
+    def _begin(self, accepted: Accepted, is_secured: bool, listener: str) -> _Connection:
         counters = self._server.counters
         counters.connections += 1
         counters.connections_total += 1
-        endpoint = describe_endpoint(accepted)
-        try:
-            if is_secured and self.tls is not None:
-                await self._serve_tls(self._make_transport(accepted), self.tls, endpoint, listener)
-            else:
-                await self._serve_http(self._make_transport(accepted), endpoint)
-        except _CannotWatch as error:
-            server_log.warning("closed a connection that cannot be watched: %s", error.__cause__)
-        except BaseException as error:
-            _sort_out(error, self._server)
-        finally:
-            counters.connections -= 1
+        return _Connection(accepted, is_secured, listener)
 
-    async def _serve_http(self, transport: Transport, endpoint: Endpoint) -> None:
-        server = self._server
-        self._transports.add(transport)
+    async def _end(self, connection: _Connection) -> None:
+        """Nothing of it runs any more."""
+        self._server.counters.connections -= 1
+        transport = connection.transport
+        if transport is not None:
+            self._transports.discard(transport)
+            try:
+                if connection.http is not None:
+                    await connection.http.end()
+            finally:
+                await transport.aclose()
+        elif connection.accepted is not None:
+            await _as_stream(connection.accepted).aclose()
+
+    async def _serve_alone(self, connection: _Connection, nursery: trio.Nursery) -> None:
+        assert connection.accepted is not None
+        endpoint = describe_endpoint(connection.accepted)
         try:
-            # An application can break the task tree so that Trio raises when the task *ends*, beyond every try in it.
-            # So the application runs in a child task, and what comes out of that ends here.
-            async with trio.open_nursery() as nursery:
-                connection = HTTP11Connection(transport, self._make_codec(), endpoint, server, nursery)
-                _start(connection, nursery, server)
-                if isinstance(transport, StreamTransport):
-                    await transport.watch()
-        finally:
-            self._transports.remove(transport)
-            await transport.aclose()
+            transport: Transport = self._make_transport(connection.accepted)
+        except OSError as error:  # epoll watches only so many, of all processes of a user
+            server_log.warning("closed a connection that cannot be watched: %s", error)
+            return
+        connection.transport, connection.accepted = transport, None
+        if isinstance(transport, StreamTransport):
+            connection.needs_watch = True
+            nursery.start_soon(transport.watch)
+        if connection.is_secured and self.tls is not None:
+            secured = await self._secure(transport, self.tls, endpoint, connection.listener, nursery)
+            if secured is None:
+                return
+            connection.transport = transport = secured
+        self._transports.add(transport)
+        make, codec = HTTP11Connection, self._make_codec()
+        if connection.needs_watch:
+            # A stream's own tasks are in the nursery, too, and must outlive an application that is stopped.
+            await make(transport, codec, endpoint, self._server, nursery, trio.CancelScope()).run_and_end()
+        else:
+            connection.http = make(transport, codec, endpoint, self._server, nursery, nursery.cancel_scope)
+            await connection.http.run()
+            await connection.http.end()
+            connection.http = None
 
     def _make_transport(self, accepted: Accepted) -> StreamTransport | SocketTransport:
+        """Raises OSError if epoll watches no more; then the stream is still its owner's."""
         clock = self._server.clock
         if self._reactor is None:
             return StreamTransport(_as_stream(accepted), clock)
@@ -116,30 +151,20 @@ class Connections:
             accepted = socket.socket(fileno=accepted.socket.detach())
             accepted.setblocking(False)
         if isinstance(accepted, socket.socket):
-            try:
-                return SocketTransport(accepted, self._reactor, clock)
-            except OSError as error:  # epoll watches only so many, of all processes of a user
-                accepted.close()
-                raise _CannotWatch from error
+            return SocketTransport(accepted, self._reactor, clock)
         return StreamTransport(accepted, clock)
 
-    async def _serve_tls(
-        self, transport: StreamTransport | SocketTransport, tls: TLS, endpoint: Endpoint, listener: str
-    ) -> None:
+    async def _secure(
+        self, transport: Transport, tls: TLS, endpoint: Endpoint, listener: str, nursery: trio.Nursery
+    ) -> TLSTransport | None:
+        """Do the handshake; one that fails is logged, answered as far as possible, and closed."""
+        config, clock, drain = self._server.config, self._server.clock, self._server.drain
         if isinstance(transport, SocketTransport):
             # A client that closes with something of TLS's own unread resets without meaning to: the rest of a handshake
             # when it refuses our certificate, and says so; the tickets, when it wants no answer to what it has sent.
             transport.hears_last_words = True
-            await self._serve_https(transport, tls, endpoint, listener)
-            return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.watch)
+        else:
             transport.write_in(nursery)
-            await self._serve_https(transport, tls, endpoint, listener)
-
-    async def _serve_https(self, transport: Transport, tls: TLS, endpoint: Endpoint, listener: str) -> None:
-        """Do the handshake and serve; one that fails is logged, answered as far as possible, and closed."""
-        config, clock, drain = self._server.config, self._server.clock, self._server.drain
         deadline = trio.current_time() + config.timeout_tls_handshake
         self._handshaking.add(transport)
         try:
@@ -150,26 +175,21 @@ class Connections:
             client = "a client" if endpoint.client is None else endpoint.client_name
             server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
             await _say_goodbye(transport, PLAIN_HTTP_ANSWER if error.plain_http else b"")
-            return
-        except BaseException:
-            await transport.aclose()
-            raise
+            return None
         finally:
             self._handshaking.discard(transport)
         endpoint.scheme = "https"
         endpoint.tls = functools.cache(partial(describe_tls, session.tls, tls))
-        await self._serve_http(TLSTransport(transport, session, clock, config.timeout_write), endpoint)
+        return TLSTransport(transport, session, clock, config.timeout_write)
+
+    def _sort_out(self, error: BaseException) -> None:
+        _sort_out(error, self._server)
 
 
 def _as_stream(accepted: Accepted) -> trio.abc.Stream:
     if isinstance(accepted, socket.socket):
         return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
     return accepted
-
-
-def _start(connection: HTTP11Connection, nursery: trio.Nursery, server: ServerContext) -> None:
-    # In a function of its own, so that an idle connection does not hold what this makes.
-    server.base.copy().run(lambda: nursery.start_soon(connection.run, name=TASK_NAME))
 
 
 async def _say_goodbye(transport: Transport, answer: bytes) -> None:
@@ -214,7 +234,7 @@ def _describe_socket(sock: Socket, scheme: str) -> Endpoint:
         peer, own = sock.getpeername(), sock.getsockname()
     except OSError:  # the client has already gone
         return Endpoint(scheme=scheme)
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
+    if isinstance(own, tuple):
         return Endpoint(client=(peer[0], peer[1]), server=(own[0], own[1]), scheme=scheme)
     return Endpoint(client=None, server=_unix_address(own), scheme=scheme)
 

@@ -10,7 +10,7 @@ import trio
 
 from .asgi.lifespan import Lifespan
 from .config import Config
-from .connection import TASK_NAME, Connections
+from .connection import Connections
 from .context import ServerContext
 from .drain import DrainKind
 from .errors import AppLoadError, BindError, ConfigError
@@ -127,7 +127,7 @@ class Server:
 
 async def _accept(listener: Listener, connections: Connections, nursery: trio.Nursery) -> None:
     def start(accepted: Accepted) -> None:
-        nursery.start_soon(connections.serve, accepted, listener.tls, listener.address, name=TASK_NAME)
+        connections.start(nursery, accepted, listener.tls, listener.address)
 
     await accept_forever(listener, start)
 

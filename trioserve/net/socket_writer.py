@@ -23,8 +23,9 @@ from .reactor import Reactor
 YIELD_AFTER = 64 * 1024
 LEAST_PIECE = YIELD_AFTER // 16
 
-# Pieces of a stream that follow each other at once are held back until this many bytes are together, or until the task
-# waits: one write of 64 KiB costs the kernel little more than one of 16.
+# Pieces of a stream that follow each other within this time, in seconds, are held back until so many bytes are
+# together, or until the task waits: one write of 64 KiB costs the kernel little more than one of 16.
+STREAM_GAP = 0.001
 HOLD_BACK = READ_AHEAD
 
 PARTS_AT_ONCE = 64  # of what is unsent, in one system call
@@ -49,6 +50,7 @@ class SocketWriter:
         "_busy",
         "_clock",
         "_is_held",
+        "_last_piece",
         "_out",
         "_out_lot",
         "_progress",
@@ -81,6 +83,7 @@ class SocketWriter:
         self._out_lot: trio.lowlevel.ParkingLot | None = None
         self._wants_out = False
         self._is_held = False  # what is unsent has not been offered to the kernel
+        self._last_piece = -inf  # when one came that has more behind it
         self._stall = inf
         self._write_timer: Timer | None = None
         self._progress: SendProgress | None = None
@@ -123,23 +126,25 @@ class SocketWriter:
                 self._unsent = size - sent
                 self._expect_progress()
                 self._want_out(True)
-        self._busy += size if size > LEAST_PIECE else LEAST_PIECE
+        self._busy += max(LEAST_PIECE, size)
 
     async def send_parts(self, parts: Sequence[bytes], stall: float, more: bool) -> None:
         if self.is_broken:
             self._raise_if_broken()
         self._stall = stall
         length = sum(map(len, parts))
-        (self._turns[-1].held if self._turns else self._out).extend(filter(None, parts))
         self._unsent += length
         self._busy += max(length, LEAST_PIECE)
-        if not self._turns:
-            if more and self._unsent < HOLD_BACK and not self._wants_out:
-                self._hold_back()
-            else:
-                self._is_held = not self._wants_out
-                self.write_out()
+        if self._turns:
+            self._turns[-1].held.extend(filter(None, parts))
+        else:
+            self._out.extend(filter(None, parts))
+            if not (self._wants_out or (more and self._is_in_row() and self._unsent < HOLD_BACK)):
+                self._flush(progress=True)
                 self._raise_if_broken()
+            elif not (self._wants_out or self._is_held):
+                self._is_held = True
+                self._reactor.soon(self)
         if self._unsent > READ_AHEAD or self._busy >= YIELD_AFTER:
             await self.wait_room()
 
@@ -157,10 +162,11 @@ class SocketWriter:
     def write_in(self, nursery: trio.Nursery | None) -> None:
         """Nothing to do: what the kernel does not take at once is ours, not the sender's."""
 
-    def _hold_back(self) -> None:
-        if not self._is_held:
-            self._is_held = True
-            self._reactor.soon(self)
+    def _is_in_row(self) -> bool:
+        """Whether a piece follows the one before at once. The first of all goes out: a client may wait for it."""
+        now, last = self._clock.now(), self._last_piece
+        self._last_piece = now
+        return now - last < STREAM_GAP
 
     def write_out(self) -> None:
         """Give the kernel what was held back."""

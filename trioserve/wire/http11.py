@@ -33,14 +33,16 @@ UPGRADE_REQUIRED = 426
 
 
 class HTTP11Connection:
-    """Serves one transport until it closes. ``run`` is the connection's task.
+    """Serves one transport until it closes: first ``run``, then ``end``.
+
+    ``scope`` is round ``run`` alone: it is cancelled to stop the application. ``nursery`` is for what must not outlive
+    the connection.
 
     An application may run on after its response, for its background tasks. When the client then sends its next request,
     the connection goes on in a successor, in a task of its own: nobody waits for another request's background task.
     """
 
     __slots__ = (
-        "_application_scope",
         "_codec",
         "_endpoint",
         "_exchange",
@@ -49,6 +51,7 @@ class HTTP11Connection:
         "_must_reset",
         "_nursery",
         "_request_deadline",
+        "_scope",
         "_served",
         "_server",
         "_successor",
@@ -57,7 +60,13 @@ class HTTP11Connection:
     )
 
     def __init__(
-        self, transport: Transport, codec: Codec, endpoint: Endpoint, server: ServerContext, nursery: trio.Nursery
+        self,
+        transport: Transport,
+        codec: Codec,
+        endpoint: Endpoint,
+        server: ServerContext,
+        nursery: trio.Nursery,
+        scope: trio.CancelScope,
     ) -> None:
         self._transport = transport
         self._codec = codec
@@ -68,8 +77,7 @@ class HTTP11Connection:
         self._served = 0
         self._successor: HTTP11Connection | None = None
         self._looks_for_successor = False
-        # Cancelled only to stop the application; made once, as a scope costs a quarter of a whole request.
-        self._application_scope = trio.CancelScope()
+        self._scope = scope
         self._timer: Timer | None = None
         self._request_deadline = inf
         self._grace_deadline = inf
@@ -77,30 +85,39 @@ class HTTP11Connection:
         self._must_reset = False
 
     async def run(self, finished: HTTP11Exchange | None = None) -> None:
-        """Serve requests until the connection cannot carry another, and close the transport.
+        """Serve requests until the connection cannot carry another.
 
-        ``finished`` is the exchange after which a successor takes over. A predecessor leaves the transport alone.
+        ``finished`` is the exchange after which a successor takes over.
         """
-        transport, drain = self._transport, self._server.drain
-        transport.tell(left=self._client_left, unread=self._find_successor)
-        drain.register(self._tell_drain)
+        self._transport.tell(left=self._client_left, unread=self._find_successor)
+        self._server.drain.register(self._tell_drain)
+        if finished is None or await self._make_reusable(finished):
+            await self._serve_requests()
+
+    async def run_and_end(self, finished: HTTP11Exchange | None = None) -> None:
+        """As run and end, within a scope that nobody has entered yet."""
         try:
-            with self._application_scope:
-                if finished is None or await self._make_reusable(finished):
-                    await self._serve_requests()
+            with self._scope:
+                await self.run(finished)
+        finally:
+            await self.end()
+
+    async def end(self) -> None:
+        """Say what is still to be said, and close the transport, which a predecessor leaves alone."""
+        try:
             if self._successor is None:
-                if self._application_scope.cancelled_caught:
+                if self._scope.cancelled_caught:
                     await self._answer_for_stopped()
                 with contextlib.suppress(ClientDisconnected):
-                    await transport.flush()
+                    await self._transport.flush()
         finally:
             if self._timer is not None:
                 self._timer.close()
-            drain.unregister(self._tell_drain)
+            self._server.drain.unregister(self._tell_drain)
             if self._exchange is not None:
                 self._finish_exchange(self._exchange)
             if self._successor is None:
-                await transport.aclose(reset=self._must_reset)
+                await self._transport.aclose(reset=self._must_reset)
 
     async def _serve_requests(self) -> None:
         reusable = self._transport.has_waited = True
@@ -304,10 +321,10 @@ class HTTP11Connection:
         if self._exchange is exchange:
             self._server.drain.unregister(self._tell_drain)
             successor = self._successor = HTTP11Connection(
-                self._transport, self._codec, self._endpoint, self._server, self._nursery
+                self._transport, self._codec, self._endpoint, self._server, self._nursery, trio.CancelScope()
             )
             successor._served = self._served
-            await successor.run(exchange)
+            await successor.run_and_end(exchange)
 
     # What stops the application
 
@@ -331,7 +348,7 @@ class HTTP11Connection:
         if exchange.outcome is None:
             late = self._request_deadline <= self._grace_deadline
             exchange.outcome = Outcome.DEADLINE if late else Outcome.CLIENT_LEFT
-        self._application_scope.cancel()
+        self._scope.cancel()
 
     async def _answer_for_stopped(self) -> None:
         """Say what must still be said for an application that was stopped: 504, if nothing was said yet."""
