@@ -10,8 +10,9 @@ import pytest
 from trioserve.config import Config
 from trioserve.errors import MessageError, ProtocolError
 from trioserve.exchange import Response
-from trioserve.wire.codec import Codec, Head
+from trioserve.wire.codec import Codec
 from trioserve.wire.codecs import codec_maker
+from trioserve.wire.request_reader import Head
 
 MakeCodec = Callable[..., Codec]
 Read = Callable[..., tuple[Codec, Head]]

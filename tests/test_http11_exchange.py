@@ -13,8 +13,10 @@ from trioserve.errors import ClientDisconnected
 from trioserve.exchange import Endpoint, Request, Response
 from trioserve.observer import Observer
 from trioserve.transport import FilePiece, Wake
-from trioserve.wire.codec_h11 import H11Codec, HeadCache
+from trioserve.wire.codec_h11 import H11Codec
+from trioserve.wire.framing import FramedHeads
 from trioserve.wire.http11_exchange import HTTP11Exchange
+from trioserve.wire.request_reader import ParsedHeads
 
 from .support import respond
 
@@ -55,7 +57,7 @@ class Scripted:
 
 def make_exchange(transport: Scripted, head: bytes) -> HTTP11Exchange:
     config = Config(access_log=False)
-    codec = H11Codec(config, HeadCache())
+    codec = H11Codec(config, ParsedHeads(), FramedHeads())
     codec.feed(head)
     read = codec.next_head()
     assert read is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trioserve.errors import ProtocolError
-from trioserve.wire.codec import Head
+from trioserve.wire.request_reader import Head
 from trioserve.wire.upgrade import check_upgrade, upgrade_fields, wants_websocket
 
 from .websocket_client import ACCEPT, KEY, UPGRADE

@@ -8,8 +8,9 @@ from functools import partial
 from ..config import Config
 from ..errors import ConfigError
 from .codec import Codec
-from .codec_h11 import H11Codec, HeadCache
+from .codec_h11 import H11Codec
 from .framing import FramedHeads
+from .request_reader import ParsedHeads
 
 
 def codec_name(config: Config) -> str:
@@ -34,7 +35,7 @@ def codec_maker(config: Config) -> Callable[[], Codec]:
     Raises ConfigError as codec_name does.
     """
     if codec_name(config) == "h11":
-        return partial(H11Codec, config, HeadCache())
-    from .codec_httptools import HttptoolsCodec, ParsedHeads  # noqa: PLC0415 - an extra
+        return partial(H11Codec, config, ParsedHeads(), FramedHeads())
+    from .codec_httptools import HttptoolsCodec  # noqa: PLC0415 - an extra
 
     return partial(HttptoolsCodec, config, ParsedHeads(), FramedHeads())

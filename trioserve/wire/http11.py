@@ -16,8 +16,9 @@ from ..exchange import Endpoint, Request
 from ..linger import linger
 from ..logs import Outcome, server_log
 from ..transport import Transport, Wake
-from .codec import Codec, Head
+from .codec import Codec
 from .http11_exchange import HTTP11Exchange
+from .request_reader import Head
 from .upgrade import UPGRADE_FIELDS, check_upgrade, upgrade_fields, wants_websocket
 
 # Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it

@@ -11,7 +11,7 @@ import re
 
 from ..errors import ProtocolError
 from ..types import Headers
-from .codec import Head
+from .request_reader import Head
 from .rules import tokens
 
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64

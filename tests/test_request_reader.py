@@ -1,4 +1,4 @@
-"""What is the httptools codec's alone: the request heads that it keeps parsed."""
+"""The request heads that are kept parsed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 
 from trioserve.config import Config
 from trioserve.errors import ProtocolError
-from trioserve.wire.codec import Head
-from trioserve.wire.codec_httptools import HttptoolsCodec, ParsedHeads
+from trioserve.wire.codec_httptools import HttptoolsCodec
 from trioserve.wire.framing import FramedHeads
+from trioserve.wire.request_reader import Head, ParsedHeads
 
 
 def read(parsed: ParsedHeads, data: bytes) -> Head:
