@@ -613,6 +613,21 @@ async def test_send_is_cancelled_before_it_sends(autojump_clock: Clock) -> None:
         assert (await client.get()).status == 200
 
 
+async def test_a_scope_cancelled_after_the_head(autojump_clock: Clock) -> None:
+    """A first piece that is cancelled is not sent, and the connection can still be used."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with trio.CancelScope() as cancelled:
+            await send(START)
+            cancelled.cancel()
+            await send(PIECE)
+        assert cancelled.cancelled_caught
+        await send(LAST)
+
+    async with calling(app) as client:
+        assert (await client.get()).body == LAST["body"]
+
+
 @pytest.mark.parametrize(
     "messages",
     [

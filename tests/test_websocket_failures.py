@@ -27,6 +27,8 @@ from trioserve.exchange import Request
 from trioserve.logs import ExchangeRecord, WebSocketRecord
 from trioserve.observer import Phase
 from trioserve.types import Receive, Scope, Send
+from trioserve.wire.framing import FramedHead
+from trioserve.wire.request_reader import Head
 
 from .support import (
     LINUX,
@@ -1026,6 +1028,10 @@ def held(server: RunningServer) -> dict[str, int]:
         kind = type(one)
         if kind in (CoroutineType, trio.lowlevel.Task, socket.socket) or str(kind.__module__).startswith(OURS):
             counts[kind.__qualname__] += 1
+    # Heads that are kept for those that come again have bounds of their own, which other tests reach: a race that one
+    # client in a thousand wins ends in a response that no other has had.
+    for kept in (FramedHead, Head):
+        del counts[kept.__qualname__]
     return counts
 
 

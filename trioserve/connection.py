@@ -104,15 +104,16 @@ class Connections:
         """Nothing of it runs any more."""
         self._server.counters.connections -= 1
         transport = connection.transport
-        if transport is not None:
-            self._transports.discard(transport)
-            try:
-                if connection.http is not None:
-                    await connection.http.end()
-            finally:
-                await transport.aclose()
-        elif connection.accepted is not None:
+        if transport is None:
+            assert connection.accepted is not None
             await _as_stream(connection.accepted).aclose()
+            return
+        self._transports.discard(transport)
+        try:
+            if connection.http is not None:
+                await connection.http.end()
+        finally:
+            await transport.aclose()
 
     async def _serve_alone(self, connection: _Connection, nursery: trio.Nursery) -> None:
         assert connection.accepted is not None

@@ -17,7 +17,7 @@ TASK_NAME = "trioserve connection"
 """The same text for every connection: Trio would make one for each."""
 
 PATIENCE = 0.1
-"""Seconds that a lane waits at least for its next connection, and half as long as it waits at most."""
+"""Seconds that a lane waits for its next connection; it may be twice as long."""
 
 Job = TypeVar("Job")
 

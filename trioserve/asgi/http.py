@@ -81,10 +81,7 @@ class HTTPCall:
 
         Raises MessageError for a message that is wrong, ClientDisconnected when nothing can reach the client.
         """
-        # The first piece of the body needs no look of its own for a cancellation: the head has had one, and every wait
-        # since then.
-        if self._response is None:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint_if_cancelled()
         kind = message.get("type")
         if kind == "http.response.start":
             if self._expects is not _Expects.START:
