@@ -178,16 +178,90 @@ async def test_a_body_that_does_not_come_gets_408(autojump_clock: Clock) -> None
 
 
 async def test_a_body_is_given_time_as_long_as_it_comes(autojump_clock: Clock) -> None:
-    """Every piece of the body renews its time."""
+    """Every piece of the body renews its time, where no rate is asked for."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send_text(send, await read_body(receive))
+
+    async with memory_server(http_app(app), limit_request_body_rate=None) as server:
+        client = await server.connect()
+        await client.raw(POST)
+        for byte in b"hello":
+            await trio.sleep(29)
+            await client.raw(bytes([byte]))
+        assert (await client.stream.receive_some()).endswith(b"hello")
+
+
+async def drip(client: Client, piece: bytes, times: int) -> None:
+    """Send a piece every second, until the server takes no more."""
+    try:
+        for _ in range(times):
+            await trio.sleep(1)
+            await client.raw(piece)
+    except trio.BrokenResourceError:
+        pass
+
+
+async def test_a_body_that_comes_too_slowly_gets_408(autojump_clock: Clock) -> None:
+    """After 30 s of waiting a client that drips a byte a second is let go, whatever it still has to send."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+
+    async with memory_server(http_app(app)) as server, trio.open_nursery() as nursery:
+        client, watch = await server.connect(), Stopwatch()
+        await client.raw(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n")
+        nursery.start_soon(drip, client, b"x", 1000)
+        assert (await client.receive_rest()).startswith(b"HTTP/1.1 408 ")
+        assert watch.seconds == 30
+        assert [(one.status, one.outcome) for one in server.records] == [(408, Outcome.DEADLINE)]
+
+
+async def test_a_body_that_comes_fast_enough(autojump_clock: Clock) -> None:
+    """Who keeps to the rate may take as long as the body is."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_text(send, str(len(await read_body(receive))))
+
+    async with memory_server(http_app(app), limit_request_body_rate=9) as server, trio.open_nursery() as nursery:
+        client, watch = await server.connect(), Stopwatch()
+        await client.raw(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n")
+        nursery.start_soon(drip, client, b"x" * 10, 100)
+        assert (await client.stream.receive_some()).endswith(b"1000")
+        assert watch.seconds == 100
+
+
+async def test_a_body_that_slows_down_gets_408(autojump_clock: Clock) -> None:
+    """What came fast at first buys time for what comes slowly: the rate is that of the whole body."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+
+    async with memory_server(http_app(app), limit_request_body_rate=10) as server, trio.open_nursery() as nursery:
+        client, watch = await server.connect(), Stopwatch()
+        await client.raw(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await client.raw(b"x" * 600)
+        nursery.start_soon(drip, client, b"x", 100)
+        assert (await client.receive_rest()).startswith(b"HTTP/1.1 408 ")
+        assert watch.seconds == 66.6  # 600 bytes are worth 60 s, and the 66 that came meanwhile another 6.6
+
+
+async def test_time_that_the_application_takes_is_not_the_client_s(autojump_clock: Clock) -> None:
+    """Only while the application waits for its body can a client be too slow."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        for _ in range(5):
+            await trio.sleep(100)
+            body += (await receive())["body"]
+        await send_text(send, body)
 
     async with memory_server(http_app(app)) as server:
         client = await server.connect()
         await client.raw(POST)
         for byte in b"hello":
-            await trio.sleep(29)
+            await trio.sleep(101)
             await client.raw(bytes([byte]))
         assert (await client.stream.receive_some()).endswith(b"hello")
 

@@ -15,6 +15,7 @@ import trio.testing
 from trioserve.errors import ClientDisconnected, MessageError
 from trioserve.logs import Outcome
 from trioserve.types import AnyValue, Message, Receive, Scope, Send
+from trioserve.wire.rules import CHUNKS_AT_ONCE
 
 from .support import Client, Recorder, http_app, memory_server, read_body, respond, send_text, socket_server
 
@@ -687,3 +688,32 @@ async def test_send_over_a_socket_that_was_reset_raises() -> None:
                 await trio.sleep(0.01)
         assert [type(error) for error in raised] == [ClientDisconnected]
         assert server.errors == []
+
+
+async def test_tiny_chunks_let_others_run(autojump_clock: Clock) -> None:
+    """A client that sends its body in the smallest chunks keeps nobody waiting: others have their turn in between."""
+    turns, counts = 0, []
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message, before = await receive(), turns
+            more = message["more_body"]
+            counts.append((len(message["body"]), turns - before))
+        await send_text(send, b"read")
+
+    async with calling(app) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        body = b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n"
+        await client.raw(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        assert (await client.stream.receive_some()).endswith(b"read")
+        nursery.cancel_scope.cancel()
+    assert sum(size for size, _ in counts) == 10_000
+    assert max(size for size, _ in counts) <= CHUNKS_AT_ONCE
+    assert turns >= 10_000 // CHUNKS_AT_ONCE

@@ -265,7 +265,7 @@ def test_the_end_of_a_chunked_body_is_found(size: int) -> None:
     """The scanner says how many bytes belong to the body, however it comes in pieces."""
     scanner = make_scanner()
     data = CHUNKED_BODY + b"GET /"
-    count = sum(scanner.scan(data[start : start + size]) for start in range(0, len(data), size))
+    count = sum(scanner.scan(data[start : start + size], []) for start in range(0, len(data), size))
     assert scanner.done
     assert count == len(CHUNKED_BODY)
 
@@ -300,7 +300,7 @@ def test_a_wrong_chunked_body_is_refused(name: str) -> None:
     """A chunked body that parsers could end at two places is refused."""
     data, status = WRONG_CHUNKS[name]
     with pytest.raises(ProtocolError) as caught:
-        make_scanner().scan(data)
+        make_scanner().scan(data, [])
     assert caught.value.status == status
 
 

@@ -171,6 +171,9 @@ class Config:
     limit_request_body: int | None = option(
         None, Group.LIMITS, "Bytes of a request body; more gets 413.", minimum=0, metavar="N"
     )
+    limit_request_body_rate: int | None = option(
+        240, Group.LIMITS, "Least bytes per second of a request body, after 30 s of waiting.", minimum=1, metavar="N"
+    )
 
     timeout_keep_alive: float = option(75, Group.CLOCKS, "Wait for the next request on a connection.", minimum=0)
     timeout_request_head: float = option(10, Group.CLOCKS, "From the first byte of a head to its end.", above=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from math import inf
 
 import trio
 
@@ -14,6 +15,9 @@ from ..logs import ExchangeRecord, Outcome
 from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
 from ..types import Headers
 from .codec import CONTINUE, Codec
+
+RATE_PATIENCE = 30.0
+"""Seconds that a client may keep the application waiting for its body, however little comes."""
 
 REFUSAL_PATIENCE = 1.0
 """Seconds that an answer in the application's place may take to leave."""
@@ -34,6 +38,8 @@ class HTTP11Exchange:
     """Set by who knows better than "ok" or "error"."""
     first_byte: float | None = None
     received = 0
+    _waited = 0.0  # for the body, in seconds, and what came in that time, in bytes
+    _waited_for = 0
     _continue_sent = False
     _is_reported = False
     _receiving = False
@@ -82,6 +88,7 @@ class HTTP11Exchange:
                 return await self._take_what_came()
             piece = self._codec.next_body()
             if piece is not None:
+                await self._let_others_run()
                 return piece
             await self._wait_for_body()
 
@@ -89,7 +96,8 @@ class HTTP11Exchange:
         if self._codec.wants_continue and not self._continue_sent and self.status is None:
             self._continue_sent = True
             await self._transport.send(self._codec.informational(CONTINUE, ()), self._server.config.timeout_write)
-        deadline = trio.current_time() + self._server.config.timeout_request_body
+        config, began = self._server.config, trio.current_time()
+        deadline = began + min(config.timeout_request_body, self._patience_left(config.limit_request_body_rate))
         while True:
             # Also after a wait that bytes ended: they may have come together with the end of the exchange, after which
             # the transport has another reader.
@@ -101,10 +109,20 @@ class HTTP11Exchange:
             finally:
                 self._receiving = False
             if isinstance(came, bytes):
+                self._waited += trio.current_time() - began
+                self._waited_for += len(came)
                 self._codec.feed(came)
                 return
             if came is Wake.DEADLINE:
                 raise ProtocolError(408, "The request body did not come in time.")
+
+    async def _let_others_run(self) -> None:
+        if self._codec.was_much:
+            await trio.lowlevel.cancel_shielded_checkpoint()  # a piece that was read must not be lost
+
+    def _patience_left(self, rate: int | None) -> float:
+        """Seconds until a body of which nothing more comes is too slow. Only those count in which we wait for it."""
+        return inf if rate is None else max(RATE_PATIENCE, self._waited_for / rate) - self._waited
 
     async def _take_what_came(self) -> tuple[bytes, bool]:
         """After the client has left: give what it sent only if the body is complete, or say at once that it is gone."""
@@ -116,6 +134,7 @@ class HTTP11Exchange:
         pieces = []
         while piece := self._codec.next_body():
             pieces.append(piece[0])
+            await self._let_others_run()
             if not piece[1]:
                 return b"".join(pieces), False
         self.outcome = Outcome.CLIENT_LEFT

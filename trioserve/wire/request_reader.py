@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..config import Config
 from ..errors import ProtocolError
-from .rules import ChunkScanner, check_beginning, check_fields, check_raw_head, check_target, too_long
+from .rules import CHUNKS_AT_ONCE, ChunkScanner, check_beginning, check_fields, check_raw_head, check_target, too_long
 
 EMPTY_LINES = 8
 """Empty lines that are ignored before a request; RFC 9112 §2.2 asks for at least one."""
@@ -84,6 +84,8 @@ class RequestReader(ABC):
         """The client waits for 100 before it sends its body (RFC 9110 §10.1.1)."""
         self.body_read = False
         """The whole request has been taken with next_head and next_body."""
+        self.was_much = False
+        """The last piece of the body took so long to read that others should have their turn."""
 
     @abstractmethod
     def _parse_fields(self, raw: bytes) -> list[tuple[bytes, bytes]]:
@@ -182,6 +184,7 @@ class RequestReader(ABC):
         else:
             pieces: list[bytes] = []
             self._take(self._scanner.scan(self._buffer, pieces))
+            self.was_much = len(pieces) >= CHUNKS_AT_ONCE
             data = b"".join(pieces)
             self.body_read = self._scanner.done
         if not data and not self.body_read:

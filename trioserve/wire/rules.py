@@ -31,6 +31,9 @@ _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})\r\n")
 _FRAMING_TRAILERS = (b"content-length:", b"transfer-encoding:")
 _TRAILER_LINE = re.compile(_FIELD_LINE)
 
+CHUNKS_AT_ONCE = 1000
+"""Chunks that are read before others have their turn: a millisecond's work, if they are tiny."""
+
 CHUNK_LINE_LIMIT = 4096
 """Bytes of a chunk's size and extensions. Extensions are not used by anyone we know; llhttp allows 16 KiB of them."""
 
@@ -215,18 +218,18 @@ class ChunkScanner:
         self._after_data = False
         self.done = False
 
-    def scan(self, data: bytes | bytearray, pieces: list[bytes] | None = None) -> int:
-        """Return how many of these bytes belong to the body: all of them, unless it ends among them.
+    def scan(self, data: bytes | bytearray, pieces: list[bytes]) -> int:
+        """Return how many of these bytes belong to the body: all of them, unless it ends among them, or they are more
+        than CHUNKS_AT_ONCE chunks.
 
         ``pieces`` gets the data of the chunks. Raises ProtocolError 400 or 431.
         """
         position = 0
-        while position < len(data) and not self.done:
+        while position < len(data) and not self.done and len(pieces) < CHUNKS_AT_ONCE:
             if self._skip:
                 step = min(self._skip, len(data) - position)
                 self._skip -= step
-                if pieces is not None:
-                    pieces.append(bytes(data[position : position + step]))
+                pieces.append(bytes(data[position : position + step]))
                 position += step
                 self._after_data = self._skip == 0
             elif self._after_data and not self._line and (line := _NEXT_CHUNK.match(data, position)):
