@@ -157,6 +157,9 @@ class Config:
     limit_concurrency: int | None = option(
         None, Group.LIMITS, "Requests in progress at once; one more gets 503.", minimum=1, metavar="N"
     )
+    limit_connections: int | None = option(
+        None, Group.LIMITS, "Open connections at once; more wait to be accepted.", minimum=1, metavar="N"
+    )
     limit_max_requests: int | None = option(
         None, Group.LIMITS, "Stop after so many requests; one of several workers is replaced.", minimum=1, metavar="N"
     )

@@ -15,6 +15,7 @@ from .exchange import Address, Endpoint
 from .lanes import Lanes
 from .linger import linger
 from .logs import log_application_error, server_log
+from .net.door import Door
 from .net.listeners import Accepted, Socket
 from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
 from .net.reactor import Reactor
@@ -58,6 +59,10 @@ class Connections:
         self._server = server
         self.tls = tls
         self._make_codec = codec_maker(server.config)
+        counters = server.counters
+        self.door = Door(
+            server.config.limit_connections, lambda: counters.connections, partial(counters.count_rejected, 503)
+        )
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         self._transports: set[Transport] = set()
         self._handshaking: set[Transport] = set()
@@ -103,6 +108,7 @@ class Connections:
     async def _end(self, connection: _Connection) -> None:
         """Nothing of it runs any more."""
         self._server.counters.connections -= 1
+        self.door.left()
         transport = connection.transport
         if transport is None:
             assert connection.accepted is not None

@@ -19,8 +19,8 @@ class Counters:
     handshake_failures: dict[tuple[str, str], int] = field(default_factory=dict)
     application_errors: int = 0
 
-    def count_rejected(self, status: int) -> None:
-        self.rejected[status] = self.rejected.get(status, 0) + 1
+    def count_rejected(self, status: int, count: int = 1) -> None:
+        self.rejected[status] = self.rejected.get(status, 0) + count
 
     def count_handshake_failure(self, listener: str, reason: str) -> None:
         key = (listener, reason)

@@ -129,7 +129,7 @@ async def _accept(listener: Listener, connections: Connections, nursery: trio.Nu
     def start(accepted: Accepted) -> None:
         connections.start(nursery, accepted, listener.tls, listener.address)
 
-    await accept_forever(listener, start)
+    await accept_forever(listener, start, connections.door)
 
 
 async def _run_within(scope: trio.CancelScope, connections: Connections) -> None:

@@ -15,6 +15,8 @@ import trio
 from ..bind import TCPBind
 from ..errors import BindError
 from .bound_sockets import SocketFile, bind_errors, bind_one, reason_of
+from .door import Door
+from .reserve import BUSY_ANSWER, Reserve
 
 Socket = socket.socket | trio.socket.SocketType
 RawAddress = tuple[str, int] | str | None
@@ -127,8 +129,10 @@ class Listener:
         if self._file is not None and not self._file.is_ours:
             raise BindError(errno.EADDRINUSE, "the path has been removed, or taken by another server", self.address)
 
-    async def accept(self) -> Sequence[Accepted]:
+    async def accept(self, room: Callable[[], int] = lambda: ACCEPT_BATCH) -> Sequence[Accepted]:
         """Wait for connections, and return those that wait, up to ACCEPT_BATCH: it may be none, if others were quicker.
+
+        ``room`` tells how many there may be, when it has come to that.
 
         Whoever calls this owns them. Raises trio.ClosedResourceError once closed, and OSError when the process runs out
         of descriptors or memory.
@@ -140,7 +144,11 @@ class Listener:
         await trio.lowlevel.wait_readable(self._socket)
         if self._socket.fileno() == -1:
             raise trio.ClosedResourceError("this listener has been closed")
-        return _accept_waiting(self._acceptor)
+        return _accept_waiting(self._acceptor, min(ACCEPT_BATCH, room()))
+
+    def refuse_waiting(self, reserve: Reserve) -> int:
+        """Answer connections that cannot be accepted with 503, or if they begin with TLS not at all; how many."""
+        return 0 if self._acceptor is None else reserve.refuse_waiting(self._acceptor, b"" if self.tls else BUSY_ANSWER)
 
     async def aclose(self) -> None:
         """Stop accepting, and remove the file of a unix socket of ours. May be repeated; closes also if cancelled."""
@@ -176,9 +184,9 @@ def _dup_listening(listening: trio.socket.SocketType) -> socket.socket:
     return acceptor
 
 
-def _accept_waiting(acceptor: socket.socket) -> list[Accepted]:
+def _accept_waiting(acceptor: socket.socket, at_most: int) -> list[Accepted]:
     accepted: list[Accepted] = []
-    for _ in range(ACCEPT_BATCH):
+    for _ in range(at_most):
         try:
             sock, _ = acceptor.accept()
         except BlockingIOError:
@@ -202,28 +210,34 @@ async def aclose_all(listeners: Sequence[Listener]) -> None:
             nursery.start_soon(one.aclose)
 
 
-async def accept_forever(listener: Listener, handler: Callable[[Accepted], object]) -> None:
+async def accept_forever(listener: Listener, handler: Callable[[Accepted], object], door: Door | None = None) -> None:
     """Hand every accepted connection to ``handler``, which owns it from then on, until the listener is closed.
 
-    When the process is out of descriptors or memory it waits for connections to end; an attacker could otherwise stop a
-    server by opening many.
+    ``door`` says how many there may be. When the process is out of descriptors or memory it waits for connections to
+    end, and refuses those that come meanwhile; an attacker could otherwise stop a server by opening many.
     """
+    door = door or Door()
     exhausted = False
-    while True:
-        try:
-            accepted = await listener.accept()
-        except trio.ClosedResourceError:
-            # It may have been closed by who gave it to us; then nobody shall connect any more either.
-            listener.close()
-            return
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            if not exhausted:
-                _logger.warning("cannot accept connections on %s: %s; trying on", listener.address, reason_of(error))
-            exhausted = True
-            await trio.sleep(_EXHAUSTED_PAUSE)
-        else:
-            exhausted = False
-            for one in accepted:
-                handler(one)
+    with Reserve() as reserve:
+        while True:
+            await door.wait_room()
+            try:
+                accepted = await listener.accept(door.room)
+            except trio.ClosedResourceError:
+                # It may have been closed by who gave it to us; then nobody shall connect any more either.
+                listener.close()
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                if exhausted:
+                    door.refused(listener.refuse_waiting(reserve))
+                else:
+                    words = "cannot accept connections on %s: %s; trying on"
+                    _logger.warning(words, listener.address, reason_of(error))
+                exhausted = True
+                await trio.sleep(_EXHAUSTED_PAUSE)
+            else:
+                exhausted = False
+                for one in accepted:
+                    handler(one)
