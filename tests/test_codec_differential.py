@@ -153,9 +153,9 @@ def test_both_codecs_read_a_request_alike_split_at_every_byte(data: bytes) -> No
 
 @pytest.mark.parametrize("data", HEADS)
 def test_both_codecs_read_a_request_alike_with_any_piece_at_any_place(data: bytes) -> None:
-    """Each piece in front of each line, and in place of each byte of the first two lines."""
+    """Each piece in front of each line, and in place of one byte in three of the first two lines."""
     for place in range(min(len(data), 40)):
-        for piece in PIECES:
+        for piece in PIECES[place % 3 :: 3]:
             check_alike([data[:place] + piece + data[place + 1 :]])
 
 
