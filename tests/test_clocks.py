@@ -247,6 +247,19 @@ async def test_a_body_that_slows_down_gets_408(autojump_clock: Clock) -> None:
         assert watch.seconds == 66.6  # 600 bytes are worth 60 s, and the 66 that came meanwhile another 6.6
 
 
+async def test_a_longer_time_for_the_body_is_one_for_its_rate_too(autojump_clock: Clock) -> None:
+    """Who allows long pauses has them, whatever the rate."""
+    async with memory_server(http_app(read_all), timeout_request_body=600) as server:
+        client, watch = await server.connect(), Stopwatch()
+        await client.raw(POST)
+        assert (await client.receive_rest()).startswith(b"HTTP/1.1 408 ")
+        assert watch.seconds == 600
+
+
+async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
+    await read_body(receive)
+
+
 async def test_time_that_the_application_takes_is_not_the_client_s(autojump_clock: Clock) -> None:
     """Only while the application waits for its body can a client be too slow."""
 

@@ -69,6 +69,17 @@ def test_empty_lines_before_a_request_are_ignored(make_codec: MakeCodec) -> None
     assert codec.next_head() is not None
 
 
+def test_an_empty_line_before_each_of_many_requests(make_codec: MakeCodec) -> None:
+    """Old clients send an empty line after each body; those of one request do not count for the next."""
+    codec = make_codec()
+    for _ in range(20):
+        codec.feed(b"\r\n" + GET)
+        assert codec.next_head() is not None
+        codec.response_head(Response(200, [(b"content-length", b"0")]), (), False)
+        codec.end(())
+        codec.start_next()
+
+
 def test_a_head_has_begun_with_its_first_byte(make_codec: MakeCodec) -> None:
     """What lies in the buffer is the beginning of a head; after a whole request nothing is."""
     codec = make_codec()

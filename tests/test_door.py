@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import resource
 import socket
@@ -19,6 +20,7 @@ from trioserve.net.binding import bind_all
 from trioserve.net.door import Door
 from trioserve.net.listeners import Accepted, Listener, accept_forever, aclose_all
 from trioserve.net.reserve import BUSY_ANSWER, REFUSED_AT_ONCE, Reserve
+from trioserve.net.socket_transport import SocketTransport
 from trioserve.types import Receive, Scope, Send
 
 from .support import RunningServer, http_app, respond, send_text, socket_server
@@ -68,17 +70,23 @@ async def test_no_more_than_the_limit_at_once() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal most
-        most = max(most, server.server.statistics().connections)
+        most = max(most, accepted_sockets() - before)
         await trio.sleep(0.001)
         await send_text(send, b"")
 
     binds = ["127.0.0.1:0", "127.0.0.1:0"]
+    before = accepted_sockets()
     async with socket_server(http_app(app), limit_connections=5, bind=binds) as server:
         async with trio.open_nursery() as nursery:
             for number in range(60):
                 nursery.start_soon(visit, server.server.addresses[number % 2])
         assert server.server.statistics().connections_total >= 60
     assert most == 5
+
+
+def accepted_sockets() -> int:
+    """How many transports are open in this process."""
+    return sum(type(one) is SocketTransport and not one._is_closed for one in gc.get_objects())
 
 
 async def visit(address: tuple[str, int]) -> None:
@@ -91,13 +99,31 @@ async def visit(address: tuple[str, int]) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_server_at_its_limit_stops(autojump_clock: trio.testing.MockClock) -> None:
-    """Who waits to be accepted is waited for by nobody."""
-    door = Door(1, lambda: 1)
-    with trio.move_on_after(1) as scope:
-        await door.wait_room()
-    assert scope.cancelled_caught
-    door.left()
+async def test_a_connection_counts_until_it_is_closed() -> None:
+    """Who does not take the last words of a connection that has ended still takes a place."""
+    async with socket_server(http_app(never_answer), limit_connections=1, timeout_request=0.05) as server:
+        stream = await server.connect_stream()
+        await stream.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+        answer = await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 504 ")
+        assert server.server.statistics().connections == 1
+        await server.server.drop_connections()
+        assert server.server.statistics().connections == 1  # until its task has had its turn
+        await stream.aclose()
+        while server.server.statistics().connections:
+            await trio.sleep(0.005)
+
+
+async def never_answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await trio.sleep_forever()
+
+
+async def test_one_warning_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that is full again and again says so once a minute."""
+    async with socket_server(respond(b"Hi"), limit_connections=1) as server, trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ask, server)
+    assert caplog.text.count("limit_connections is reached") == 1
 
 
 # The reserve
@@ -202,3 +228,13 @@ async def test_so_many_are_refused_at_once() -> None:
         assert listener.refuse_waiting(reserve) == 0
     await aclose_all([listener])
     assert listener.refuse_waiting(reserve) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of descriptors counts their numbers")
+async def test_without_a_reserve_nobody_is_refused() -> None:
+    """Where there was no descriptor to keep, those who come wait."""
+    [listener] = await bind_all(Config(port=0))
+    listener.listen(100)
+    with clients(listener, 1), few_descriptors(0), Reserve() as reserve:
+        assert listener.refuse_waiting(reserve) == 0
+    await aclose_all([listener])

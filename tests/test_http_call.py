@@ -703,7 +703,8 @@ async def test_tiny_chunks_let_others_run(autojump_clock: Clock) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         more = True
         while more:
-            message, before = await receive(), turns
+            before = turns
+            message = await receive()
             more = message["more_body"]
             counts.append((len(message["body"]), turns - before))
         await send_text(send, b"read")
@@ -716,4 +717,6 @@ async def test_tiny_chunks_let_others_run(autojump_clock: Clock) -> None:
         nursery.cancel_scope.cancel()
     assert sum(size for size, _ in counts) == 10_000
     assert max(size for size, _ in counts) <= CHUNKS_AT_ONCE
-    assert turns >= 10_000 // CHUNKS_AT_ONCE
+    full = [between for size, between in counts if size == CHUNKS_AT_ONCE]
+    assert len(full) >= 8
+    assert sum(full) >= len(full) - 1  # which of two tasks runs first is left to chance

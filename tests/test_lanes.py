@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
 
+from trioserve import serve
 from trioserve.config import Config
 from trioserve.context import ServerContext
 from trioserve.drain import DrainKind
@@ -258,3 +261,47 @@ async def test_a_scope_left_open_hurts_no_other_client(caplog: pytest.LogCapture
         assert await ask(server, "/next") == b"fine"
     (error,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
     assert "did the application break the task tree?" in error.getMessage()
+
+
+async def test_a_busy_lane_outlives_an_idle_one(autojump_clock: trio.testing.MockClock) -> None:
+    """Of two lanes the one that has nothing to do ends, while the other goes on."""
+    async with open_street() as street:
+        before = trio.lowlevel.current_statistics().tasks_living
+        for _ in range(2):
+            street.lanes.start(street._nursery, lambda _: trio.sleep(0.01))
+        await trio.sleep(0.02)
+        street.tasks.clear()
+        for _ in range(20):
+            await street.drive(nothing)
+            await trio.sleep(PATIENCE * 0.6)
+        assert len(set(street.tasks)) == 1
+        assert trio.lowlevel.current_statistics().tasks_living == before + 2  # a lane is two tasks
+
+
+async def test_what_a_stopped_handler_has_sent_is_not_cut() -> None:
+    """All that a handler sends although it was to be stopped reaches a client that is slow to take it."""
+    answered = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.1)
+            await send_text(send, b"x" * 60_000)
+            answered.set()
+
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    bound.bind(("127.0.0.1", 0))
+    async with trio.open_nursery() as nursery:
+        start = partial(serve, http_app(app), sockets=[bound], timeout_request=0.05, access_log=False)
+        server = await nursery.start(start)
+        with trio.socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await client.connect(server.addresses[0])
+            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            await answered.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            answer = b""
+            while data := await client.recv(4096):
+                answer += data
+        assert answer.endswith(b"x" * 60_000)
+        server.shutdown()

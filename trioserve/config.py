@@ -175,7 +175,11 @@ class Config:
         None, Group.LIMITS, "Bytes of a request body; more gets 413.", minimum=0, metavar="N"
     )
     limit_request_body_rate: int | None = option(
-        240, Group.LIMITS, "Least bytes per second of a request body, after 30 s of waiting.", minimum=1, metavar="N"
+        240,
+        Group.LIMITS,
+        "Least bytes per second of a request body, after 30 s of waiting, or timeout_request_body.",
+        minimum=1,
+        metavar="N",
     )
 
     timeout_keep_alive: float = option(75, Group.CLOCKS, "Wait for the next request on a connection.", minimum=0)

@@ -106,26 +106,31 @@ class Connections:
         return _Connection(accepted, is_secured, listener)
 
     async def _end(self, connection: _Connection) -> None:
-        """Nothing of it runs any more."""
-        self._server.counters.connections -= 1
-        self.door.left()
-        transport = connection.transport
-        if transport is None:
-            assert connection.accepted is not None
-            await _as_stream(connection.accepted).aclose()
-            return
-        self._transports.discard(transport)
+        """Nothing of it runs any more: let it say its last words, and close it."""
         try:
             if connection.http is not None:
                 await connection.http.end()
         finally:
-            await transport.aclose()
+            try:
+                if connection.transport is not None:
+                    await connection.transport.aclose()
+                else:
+                    assert isinstance(connection.accepted, socket.socket)  # that cannot be watched
+                    connection.accepted.close()
+            finally:
+                if connection.transport is not None:
+                    self._transports.discard(connection.transport)
+                self._server.counters.connections -= 1
+                self.door.left()
 
     async def _serve_alone(self, connection: _Connection, nursery: trio.Nursery) -> None:
-        assert connection.accepted is not None
-        endpoint = describe_endpoint(connection.accepted)
+        accepted = connection.accepted
+        assert accepted is not None
+        endpoint = describe_endpoint(accepted)
+        if self._reactor is not None and isinstance(accepted, trio.SocketStream):
+            accepted = connection.accepted = _as_socket(accepted)
         try:
-            transport: Transport = self._make_transport(connection.accepted)
+            transport: Transport = self._make_transport(accepted)
         except OSError as error:  # epoll watches only so many, of all processes of a user
             server_log.warning("closed a connection that cannot be watched: %s", error)
             return
@@ -146,17 +151,12 @@ class Connections:
         else:
             connection.http = make(transport, codec, endpoint, self._server, nursery, nursery.cancel_scope)
             await connection.http.run()
-            await connection.http.end()
-            connection.http = None
 
     def _make_transport(self, accepted: Accepted) -> StreamTransport | SocketTransport:
         """Raises OSError if epoll watches no more; then the stream is still its owner's."""
         clock = self._server.clock
         if self._reactor is None:
             return StreamTransport(_as_stream(accepted), clock)
-        if isinstance(accepted, trio.SocketStream):
-            accepted = socket.socket(fileno=accepted.socket.detach())
-            accepted.setblocking(False)
         if isinstance(accepted, socket.socket):
             return SocketTransport(accepted, self._reactor, clock)
         return StreamTransport(accepted, clock)
@@ -183,6 +183,10 @@ class Connections:
             server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
             await _say_goodbye(transport, PLAIN_HTTP_ANSWER if error.plain_http else b"")
             return None
+        except BaseException:
+            # Now: what writes for it may be shielded, and the nursery waits for that.
+            await transport.aclose()
+            raise
         finally:
             self._handshaking.discard(transport)
         endpoint.scheme = "https"
@@ -191,6 +195,12 @@ class Connections:
 
     def _sort_out(self, error: BaseException) -> None:
         _sort_out(error, self._server)
+
+
+def _as_socket(stream: trio.SocketStream) -> socket.socket:
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    return sock
 
 
 def _as_stream(accepted: Accepted) -> trio.abc.Stream:

@@ -1,7 +1,9 @@
 """Tasks that serve connections, each one after the other.
 
 To start and end the two tasks and the nursery of a connection costs as much as a small request, and a client that
-connects for every request would pay it each time.
+connects for every request would pay it each time. So the task in which an application runs says nothing of the client,
+as it says nothing of the request on a connection that is kept: who needs to know that an owner has gone, such as a
+trio.Lock that a handler forgot to release, learns it when the lane ends.
 """
 
 from __future__ import annotations

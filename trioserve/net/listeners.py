@@ -231,7 +231,8 @@ async def accept_forever(listener: Listener, handler: Callable[[Accepted], objec
                 if error.errno not in _EXHAUSTED:
                     raise
                 if exhausted:
-                    door.refused(listener.refuse_waiting(reserve))
+                    if refused := listener.refuse_waiting(reserve):
+                        door.refused(refused)
                 else:
                     words = "cannot accept connections on %s: %s; trying on"
                     _logger.warning(words, listener.address, reason_of(error))

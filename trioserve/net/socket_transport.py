@@ -97,8 +97,6 @@ class SocketTransport(SocketWriter):
             if data is not None:
                 return data
             self._busy = 0
-            if self._is_held:
-                self.write_out()
             self.has_waited = True
             reader = self._reader
             reader.begin(deadline)

@@ -17,7 +17,9 @@ from ..types import Headers
 from .codec import CONTINUE, Codec
 
 RATE_PATIENCE = 30.0
-"""Seconds that a client may keep the application waiting for its body, however little comes."""
+"""Seconds that a client may keep the application waiting for its body, however little comes, or longer if
+timeout_request_body is.
+"""
 
 REFUSAL_PATIENCE = 1.0
 """Seconds that an answer in the application's place may take to leave."""
@@ -96,8 +98,8 @@ class HTTP11Exchange:
         if self._codec.wants_continue and not self._continue_sent and self.status is None:
             self._continue_sent = True
             await self._transport.send(self._codec.informational(CONTINUE, ()), self._server.config.timeout_write)
-        config, began = self._server.config, trio.current_time()
-        deadline = began + min(config.timeout_request_body, self._patience_left(config.limit_request_body_rate))
+        began = trio.current_time()
+        deadline = began + min(self._server.config.timeout_request_body, self._patience_left())
         while True:
             # Also after a wait that bytes ended: they may have come together with the end of the exchange, after which
             # the transport has another reader.
@@ -120,9 +122,13 @@ class HTTP11Exchange:
         if self._codec.was_much:
             await trio.lowlevel.cancel_shielded_checkpoint()  # a piece that was read must not be lost
 
-    def _patience_left(self, rate: int | None) -> float:
+    def _patience_left(self) -> float:
         """Seconds until a body of which nothing more comes is too slow. Only those count in which we wait for it."""
-        return inf if rate is None else max(RATE_PATIENCE, self._waited_for / rate) - self._waited
+        config = self._server.config
+        rate = config.limit_request_body_rate
+        if rate is None:
+            return inf
+        return max(RATE_PATIENCE, config.timeout_request_body, self._waited_for / rate) - self._waited
 
     async def _take_what_came(self) -> tuple[bytes, bool]:
         """After the client has left: give what it sent only if the body is complete, or say at once that it is gone."""
