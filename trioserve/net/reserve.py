@@ -57,9 +57,8 @@ class Reserve:
 
     def _take(self) -> None:
         # Where that fails there is none; the next time may be better.
-        if self._file is None:
-            with contextlib.suppress(OSError):
-                self._file = os.open(os.devnull, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            self._file = os.open(os.devnull, os.O_RDONLY)
 
     def _give(self) -> None:
         if self._file is not None:
