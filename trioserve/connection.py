@@ -35,7 +35,7 @@ GOODBYE_PATIENCE = 1.0
 class _Connection:
     """One connection of any kind, from its beginning to its end."""
 
-    __slots__ = ("accepted", "http", "is_secured", "listener", "needs_watch", "transport")
+    __slots__ = ("accepted", "http", "is_secured", "listener", "transport")
 
     def __init__(self, accepted: Accepted, is_secured: bool, listener: str) -> None:
         self.accepted: Accepted | None = accepted
@@ -43,7 +43,6 @@ class _Connection:
         self.is_secured = is_secured
         self.listener = listener
         self.transport: Transport | None = None
-        self.needs_watch = False
         self.http: HTTP11Connection | None = None
         """What is to be ended once nothing else of the connection runs."""
 
@@ -135,9 +134,9 @@ class Connections:
             server_log.warning("closed a connection that cannot be watched: %s", error)
             return
         connection.transport, connection.accepted = transport, None
-        if isinstance(transport, StreamTransport):
-            connection.needs_watch = True
-            nursery.start_soon(transport.watch)
+        watched = transport if isinstance(transport, StreamTransport) else None
+        if watched is not None:
+            nursery.start_soon(watched.watch)
         if connection.is_secured and self.tls is not None:
             secured = await self._secure(transport, self.tls, endpoint, connection.listener, nursery)
             if secured is None:
@@ -145,7 +144,7 @@ class Connections:
             connection.transport = transport = secured
         self._transports.add(transport)
         make, codec = HTTP11Connection, self._make_codec()
-        if connection.needs_watch:
+        if watched is not None:
             # A stream's own tasks are in the nursery, too, and must outlive an application that is stopped.
             await make(transport, codec, endpoint, self._server, nursery, trio.CancelScope()).run_and_end()
         else:
