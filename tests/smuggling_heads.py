@@ -54,6 +54,22 @@ LINES = [
         Case(head(field), "9110 §5.5", b"")
         for field in (b"X: \xe9", b"X:", b"X: a\tb", b"X: " + b"y" * 1000, b"X_Y: z")
     ),
+    # CGI and WSGI have one name for both: beside what a proxy says, or what frames the message, it is an attack.
+    *(
+        Case(head(field), "3875 §4.1.18", 400)
+        for field in (
+            b"X-Forwarded-For: 1.1.1.1\r\nX_Forwarded_For: 9.9.9.9",
+            b"X_Forwarded_For: 9.9.9.9\r\nX-Forwarded-For: 1.1.1.1",
+            b"X-Forwarded-For: 1.1.1.1\r\nx_forwarded-FOR: 9.9.9.9",
+            b"Content_Length: 5",
+            b"Transfer_Encoding: chunked",
+            b"Content-Length: 0\r\ncontent_length: 5",
+        )
+    ),
+    *(
+        Case(head(field), "3875 §4.1.18", b"")
+        for field in (b"X_Forwarded_For: 9.9.9.9", b"Cookie: _ga=1", b"X_Y: z\r\nX_Z: z", b"X_Y: z\r\nX_Y: z")
+    ),
     Case(b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", "9112 §2.2", 400),
     Case(b"GET / HTTP/1.1\r\n\tHost: a\r\n\r\n", "9112 §2.2", 400),
 ]

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from ..config import Config
 from ..errors import ProtocolError
-from .rules import CHUNKS_AT_ONCE, ChunkScanner, check_beginning, check_fields, check_raw_head, check_target, too_long
+from .rules import (
+    CHUNKS_AT_ONCE,
+    ChunkScanner,
+    check_beginning,
+    check_fields,
+    check_names,
+    check_raw_head,
+    check_target,
+    too_long,
+)
 
 EMPTY_LINES = 8
 """Empty lines that are ignored before a request; RFC 9112 §2.2 asks for at least one."""
@@ -166,6 +175,8 @@ class RequestReader(ABC):
     def _parse_head(self, raw: bytes) -> Head:
         method, target, version = check_raw_head(raw, max_fields=self._max_fields)
         headers = self._parse_fields(raw)
+        if 0x5F in raw:
+            check_names(headers)
         length, closes, expects, has_upgrade = check_fields(headers, version)
         if target[0] != 0x2F or 0x23 in target:  # all but the plainest
             target = check_target(method, target, headers)

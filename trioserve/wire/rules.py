@@ -157,6 +157,19 @@ def check_fields(headers: list[tuple[bytes, bytes]], http_version: str) -> tuple
     return 0 if length is None else int(length), closes, expects and not is_http10, upgrades
 
 
+def check_names(headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a name that many applications cannot tell from another. Raises ProtocolError 400.
+
+    CGI, and so WSGI, has one name for ``X-Forwarded-For`` and ``X_Forwarded_For`` (RFC 3875 §4.1.18): a client could
+    put its word beside what a proxy has said, or beside what frames the message.
+    """
+    names = {name for name, _ in headers}
+    for name in names:
+        twin = name.replace(b"_", b"-")
+        if twin != name and (twin in names or twin in _FRAMING_NAMES):
+            raise ProtocolError(400, f"The field {name.decode('ascii')} could be taken for {twin.decode('ascii')}.")
+
+
 def tokens(value: bytes) -> list[bytes]:
     """The elements of a list of tokens, in lower case (RFC 9110 §5.6.1)."""
     return [token.strip(b" \t") for token in value.lower().split(b",")]
