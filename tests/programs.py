@@ -107,6 +107,15 @@ async def die():
 WAYS = {"/block": block, "/die": die}
 """
 
+# To be added to WORKER_APP: a request that blocks the event loop for a while.
+NAP = """
+async def nap():
+    say("naps", os.getpid())
+    time.sleep(3)
+
+WAYS["/nap"] = nap
+"""
+
 
 @dataclass(frozen=True)
 class ProcessStatus:

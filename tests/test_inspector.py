@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from trioserve import inspector
-from trioserve.inspector import FRAME_LIMIT, format_task_tree, format_thread_stacks
+from trioserve.inspector import FRAME_LIMIT, describe_running, format_task_tree, format_thread_stacks
 
 PATIENCE = 30  # seconds; every wait in here ends by then
 
@@ -184,6 +184,38 @@ def test_root_without_main():
     assert tree.splitlines()[1:] == ["System tasks: "]
 
 
+async def test_notes(children):
+    """What is noted of a task stands behind its name."""
+    children.start_soon(wait_here, name="noted")
+    children.start_soon(wait_here, name="unnoted")
+    noted = next(task for task in children.child_tasks if task.name == "noted")
+    root = trio.lowlevel.current_root_task()
+    tree = format_task_tree(root, {noted: "what it does"})
+    assert "- noted: what it does" in part_of(tree, "noted")[0]
+    assert part_of(tree, "unnoted")[0] == "- unnoted"
+
+
+async def test_the_task_that_runs_is_described():
+    """The running task is told by its note, by that of the nearest task above it that has one, else by its name."""
+    root, outer = trio.lowlevel.current_root_task(), trio.lowlevel.current_task()
+    outermost = outer.parent_nursery.parent_task
+    said = []
+
+    async def inner():
+        own = trio.lowlevel.current_task()
+        noted = ({own: "inner", outer: "outer"}, {outer: "outer", outermost: "outermost"}, {})
+        said.extend(describe_running(root, notes) for notes in noted)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inner, name="the\nname")
+    assert said == ["inner", "outer", r"the task the\nname"]
+
+
+def test_no_running_task():
+    """Where no task runs there is none to tell of."""
+    assert describe_running(trio.run(get_root), {}) is None
+
+
 async def get_root():
     return trio.lowlevel.current_root_task()
 
@@ -195,7 +227,10 @@ def test_frame_that_vanishes():
         yield SimpleNamespace(f_code=wait_here.__code__, f_globals={}), None
         raise AttributeError("'NoneType' object has no attribute 'f_lineno'")
 
-    task = SimpleNamespace(
+    class Task(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    task = Task(
         name="moving", coro=SimpleNamespace(cr_running=False), child_nurseries=[], iter_await_frames=lose_a_frame
     )
     nurseries = [SimpleNamespace(child_tasks=tasks) for tasks in ([], [], [task])]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
+import re
 import signal
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .programs import PATIENCE, WORKER_APP, Program, finish, read_pid, start, wait_until
+from .programs import NAP, PATIENCE, WORKER_APP, Program, finish, read_pid, start, wait_until
 from .test_reload import Certificates, exchange, start_on_terminal
 from .test_systemd import MANAGER, Manager, ports_of
 
@@ -174,6 +176,92 @@ def test_dump(folder):
         assert program.ask() == program.process.pid
     assert f"{folder / 'main.py'}:" in program.errors
     assert "trioserve lifespan" in program.errors
+
+
+def test_dump_tells_of_connections_and_threads(folder):
+    """SIGUSR1 also tells each connection with what it does and for how long, every thread's stack, and figures."""
+    (folder / "main.py").write_text(WORKER_APP + THREAD)
+    with serving(folder) as program, program.hold() as held, closing(program.open()) as idle:
+        idle.request("GET", "/thread")
+        assert idle.getresponse().read().endswith(b"ended")
+        program.signal(signal.SIGUSR1)
+        program.wait_for(r"Open: connections 2, requests 1, WebSockets 0\n")
+        held.release()
+    assert re.search(r"- trioserve connection: 127\.0\.0\.1:\d+ POST /, \d\.\d s\n", program.errors)
+    assert re.search(r"- trioserve connection: 127\.0\.0\.1:\d+ idle, \d\.\d s\n", program.errors)
+    assert re.search(r"- the application's own\n(    .*\n)*    .*main\.py:\d+ in rest: time\.sleep\(", program.errors)
+
+
+THREAD = """
+import threading
+
+def rest():
+    time.sleep(600)
+
+async def begin():
+    threading.Thread(target=rest, name="the application's own", daemon=True).start()
+
+WAYS["/thread"] = begin
+"""
+
+
+def test_dump_of_a_blocked_loop(folder):
+    """SIGUSR1 shows where the event loop is blocked, too."""
+    (folder / "main.py").write_text(WORKER_APP + NAP)
+    with serving(folder) as program, closing(program.open()) as client:
+        client.request("GET", "/nap")
+        program.wait_for(r"naps \d+")
+        program.signal(signal.SIGUSR1)
+        running = r"127\.0\.0\.1:\d+ GET /nap, \d\.\d s"
+        program.wait_for(
+            rf"warning: the event loop does not run; what runs is {running}\nTasks, each with where it waits"
+        )
+        program.wait_for(r"main\.py:\d+ in nap: time\.sleep\(3\)\n")
+        assert client.getresponse().read().endswith(b"ended")
+
+
+# The watchdog
+
+
+def test_watchdog(folder):
+    """--watchdog says where the event loop is blocked, and by which request; how late it was is kept."""
+    (folder / "main.py").write_text(WORKER_APP + NAP)
+    with serving(folder, "--watchdog", "0.2") as program, closing(program.open()) as client:
+        client.request("GET", "/nap")
+        program.wait_for(
+            r"error: the event loop has been blocked for \d\.\d s in 127\.0\.0\.1:\d+ GET /nap, \d\.\d s\n"
+            r"Threads, the most recent call last:\n- MainThread\n(    .*\n)*"
+            r"    .*main\.py:\d+ in nap: time\.sleep\(3\)\n"
+        )
+        program.wait_for(r"warning: the event loop goes on after 3\.\d s\n")
+        assert client.getresponse().read().endswith(b"ended")
+        program.signal(signal.SIGUSR1)
+        late = program.wait_for(r"; the event loop was late by \d\.\d\d\d s, at most by (\d\.\d+) s\n")[1]
+    assert 2.7 < float(late) < 10
+    assert program.errors.count("has been blocked") == 1
+
+
+def test_a_fatal_signal_shows_the_stacks(folder):
+    """What crashes a process, such as native code that goes wrong, ends it with every thread's stack."""
+    with start(*SERVE, cwd=folder) as program:
+        program.ask()
+        program.signal(signal.SIGSEGV)
+        assert program.wait() == -signal.SIGSEGV
+    assert re.search(r"Fatal Python error: Segmentation fault\n\n(Current t|T)hread 0x", program.errors)
+
+
+def test_a_fatal_signal_in_a_worker_or_its_supervisor(folder):
+    """The same of each process: a worker is replaced, and after the supervisor's crash the workers end."""
+    with start(*SERVE, "--workers", "2", cwd=folder) as program:
+        crashed = min(program.wait_for_answers(2))
+        os.kill(crashed, signal.SIGSEGV)
+        program.wait_for(rf"error: worker {crashed} was ended by signal SIGSEGV")
+        program.wait_for_answers(2, but=[crashed])
+        assert program.errors.count("Fatal Python error: Segmentation fault\n") == 1
+        program.signal(signal.SIGSEGV)
+        assert program.wait() == -signal.SIGSEGV
+        wait_until(lambda: program.left_over() == [], "the workers notice it, and end")
+    assert program.errors.count("Fatal Python error: Segmentation fault\n") == 2
 
 
 SLOW = """

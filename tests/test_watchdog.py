@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from trioserve.logs import server_log
-from trioserve.process.watchdog import Watchdog
+from trioserve.process.watchdog import Limit, Watchdog
 
 from .programs import PATIENCE, start
 from .support import LINUX, open_descriptors
@@ -80,7 +80,7 @@ async def watched(seconds=0.1, **options):
     reports = Reports()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Watchdog(seconds, reports, **options).run, name="the watchdog's own")
+            nursery.start_soon(Watchdog(Limit(seconds, reports), **options).run, name="the watchdog's own")
             # Once this block has waited for the first time the watchdog has begun.
             await until(lambda: bool(threads()))
             yield reports
@@ -112,7 +112,7 @@ async def test_blocked_loop_is_reported(log):
         assert len(log.lines) == 1
         (seconds,) = reports.seconds
         assert seconds > 0.1
-        assert log.lines[0].startswith(f"ERROR the event loop has been blocked for {seconds:.1f} s\n")
+        assert log.lines[0].startswith(f"ERROR the event loop has been blocked for {seconds:.1f} s in the task ")
 
 
 async def test_dump_names_the_blocking_call(log):
@@ -154,6 +154,56 @@ async def test_a_blockage_that_goes_on_is_reported_once(log):
         block_for(0.5)  # five timeouts more
         await until(lambda: bool(going_on(log)))
     assert len(reports.seconds) == len(blockages(log)) == 1
+
+
+async def test_several_limits(log):
+    """Each limit is told of once in each blockage, the shorter one first; limits reached together are told of once."""
+    shorter, longer, longest = Reports(), Reports(), Reports()
+    limits = [Limit(0.6, longer), Limit(0.1, shorter), Limit(0.6, longest), Limit(100, Reports())]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Watchdog(*limits).run)
+            for count in (1, 2):
+                await until(lambda: bool(threads()))
+                shorter.block()
+                assert len(blockages(log)) == 2 * count - 1
+                longest.block()
+                assert len(blockages(log)) == 2 * count
+                await until(lambda count=count: len(going_on(log)) == count)
+            nursery.cancel_scope.cancel()
+    assert len(shorter.seconds) == len(longer.seconds) == len(longest.seconds) == 2
+    assert longer.seconds == longest.seconds
+    assert all(seconds > 0.6 for seconds in longer.seconds)
+
+
+async def test_what_is_served_is_told(log):
+    """What is noted of the running task is told with the blockage, and of every task in the tree."""
+    notes = {}
+    async with watched(activities=lambda: notes) as reports, trio.open_nursery() as nursery:
+
+        async def serve():
+            notes[trio.lowlevel.current_task()] = "10.0.0.1:5 GET /slow, 3.0 s"
+            async with trio.open_nursery() as inner:
+                inner.start_soon(block)
+
+        async def block():
+            reports.block()
+
+        nursery.start_soon(serve, name="serving")
+        await until(lambda: bool(blockages(log)))
+    first, *rest = blockages(log)[0].splitlines()
+    assert re.fullmatch(r"ERROR the event loop has been blocked for \d\.\d s in 10\.0\.0\.1:5 GET /slow, 3\.0 s", first)
+    assert any(re.fullmatch(r" *- serving.*: 10\.0\.0\.1:5 GET /slow, 3\.0 s", line) for line in rest)
+
+
+async def test_how_late_the_loop_is():
+    """Each beat tells how late it is: hardly, or by how long the loop was blocked when it was due."""
+    late = []
+    async with watched(seconds=2, on_beat=late.append):
+        assert late == [pytest.approx(0, abs=0.1)]
+        block_for(1)  # and the next beat is due in half a second
+        await until(lambda: len(late) == 2)
+    assert late[1] >= 0.5 - 0.1
 
 
 async def test_two_blockages(log):
@@ -207,7 +257,7 @@ async def test_healthy_loop_under_load(log):
     """A loop that has to share the processor still beats, four times in a timeout, and is never reported."""
     beats = []
     with busy_neighbours():
-        async with watched(seconds=1, on_beat=lambda: beats.append(time.monotonic())) as reports:
+        async with watched(seconds=1, on_beat=lambda late: beats.append(time.monotonic())) as reports:
             await until(lambda: len(beats) == 13)
     assert reports.seconds == log.lines == []
     assert beats[-1] - beats[0] >= 12 / 4 * 0.99
@@ -216,7 +266,7 @@ async def test_healthy_loop_under_load(log):
 async def test_beats_are_told_in_the_loop():
     """on_beat is called by the watchdog's own task, at once and then again and again, also after a blockage."""
     tasks = []
-    async with watched(on_beat=lambda: tasks.append(trio.lowlevel.current_task().name)) as reports:
+    async with watched(on_beat=lambda late: tasks.append(trio.lowlevel.current_task().name)) as reports:
         assert tasks == ["the watchdog's own"]
         reports.block()
         before = len(tasks)
@@ -309,12 +359,12 @@ STOPPED = """
 import os, signal, time
 from functools import partial
 import trio
-from trioserve.process.watchdog import Watchdog
+from trioserve.process.watchdog import Limit, Watchdog
 
 async def main():
     beats = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Watchdog(1, partial(print, "reported"), on_beat=lambda: beats.append(1)).run)
+        nursery.start_soon(Watchdog(Limit(1, partial(print, "reported")), on_beat=beats.append).run)
         await trio.sleep(0.1)
         os.kill(os.getpid(), signal.SIGSTOP)
         # Blocked, but not for long: the watchdog looks before the loop can beat.

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from .programs import WORKER_APP, finish, start
+from .programs import NAP, WORKER_APP, finish, start
 from .support import LINUX
 
 pytestmark = [
@@ -23,14 +23,6 @@ pytestmark = [
 ]
 
 SERVE = ("-m", "trioserve", "main:app", "--port", "0", "--workers", "2", "--no-access-log")
-
-NAP = """
-async def nap():
-    say("naps", os.getpid())
-    time.sleep(3)
-
-WAYS["/nap"] = nap
-"""
 
 LIFESPAN = """
 import trio
@@ -283,10 +275,31 @@ def test_blocked_worker(folder):
         assert stays in program.wait_for_answers(2, but=[gone])
         program.signal()
         assert program.wait() == 0
-    assert re.search(r"error: the event loop has been blocked for \d\.\d s\n", program.errors)
+    blocked = r"error: the event loop has been blocked for \d\.\d s in 127\.0\.0\.1:\d+ GET /block, \d\.\d s\n"
+    assert re.search(blocked, program.errors)
     assert re.search(r"main\.py:\d+ in block: time\.sleep\(60\)\n", program.errors)
     assert "Tasks, each with where it waits" in program.errors
     assert re.search(rf"error: worker {gone} was ended by signal SIGKILL\n", program.errors)
+
+
+@pytest.mark.parametrize("option", ["--workers=2", "--reload"])
+def test_watchdog_warns(folder, option):
+    """With --watchdog a blocked event loop is told of long before the worker would be killed, and it serves on."""
+    (folder / "main.py").write_text(WORKER_APP + NAP)
+    with (
+        start("-m", "trioserve", "main:app", "--port", "0", option, "--watchdog", "0.3", cwd=folder) as program,
+        contextlib.closing(program.open()) as client,
+    ):
+        client.request("GET", "/nap?who=x")
+        blocked = int(program.wait_for(r"naps (\d+)")[1])
+        line = r"error: the event loop has been blocked for \d\.\d s in 127\.0\.0\.1:\d+ GET /nap\?who=x, \d\.\d s\n"
+        program.wait_for(line)
+        program.wait_for(r"main\.py:\d+ in nap: time\.sleep\(3\)\n")
+        program.wait_for(r"warning: the event loop goes on after [3-9]\.\d s\n")
+        assert client.getresponse().read().startswith(b"%d\n" % blocked)
+        program.signal()
+        assert program.wait() == 0
+    assert len(re.findall(line, program.errors)) == 1
 
 
 HOLD = """
@@ -479,7 +492,8 @@ def test_tasks_of_a_blocked_worker(folder):
         stack.enter_context(contextlib.closing(program.open())).request("GET", "/nap")
         blocked = program.wait_for(r"naps (\d+)")[1]
         program.signal(signal.SIGUSR1)
-        program.wait_for(rf"warning: worker {blocked}: the event loop does not run\n")
+        running = r"127\.0\.0\.1:\d+ GET /nap, \d\.\d s"
+        program.wait_for(rf"warning: worker {blocked}: the event loop does not run; what runs is {running}\n")
         program.wait_for(r"main\.py:\d+ in nap: time\.sleep\(3\)\n")
         program.signal()
         assert program.wait() == 0

@@ -217,6 +217,14 @@ class Config:
         10, Group.PROCESSES, "A worker whose event loop is blocked for longer is killed and replaced.", above=0
     )
 
+    watchdog: float | None = option(
+        None,
+        Group.PROCESSES,
+        "Log where the event loop is blocked, and by which request, after so long.",
+        minimum=0.1,
+        metavar="SECONDS",
+    )
+
     reload: bool = option(False, Group.RELOAD, "Start anew when a file changes.")
     reload_dir: tuple[str, ...] = option(
         (), Group.RELOAD, "Folder to watch; default: app_dir, else the current one. Repeatable.", metavar="FOLDER"

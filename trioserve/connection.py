@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+from collections.abc import Iterable
 from functools import partial
 
 import trio
@@ -35,16 +36,27 @@ GOODBYE_PATIENCE = 1.0
 class _Connection:
     """One connection of any kind, from its beginning to its end."""
 
-    __slots__ = ("accepted", "http", "is_secured", "listener", "transport")
+    __slots__ = ("accepted", "began", "endpoint", "ends_itself", "http", "is_secured", "listener", "task", "transport")
 
-    def __init__(self, accepted: Accepted, is_secured: bool, listener: str) -> None:
+    def __init__(self, accepted: Accepted, is_secured: bool, listener: str, began: float) -> None:
         self.accepted: Accepted | None = accepted
         """None once its transport owns it."""
         self.is_secured = is_secured
         self.listener = listener
+        self.began = began
+        self.endpoint = Endpoint()
+        self.task: trio.lowlevel.Task | None = None
         self.transport: Transport | None = None
         self.http: HTTP11Connection | None = None
-        """What is to be ended once nothing else of the connection runs."""
+        self.ends_itself = False
+        """Else ``http`` is to be ended once nothing else of the connection runs."""
+
+    def activities(self, now: float) -> Iterable[tuple[trio.lowlevel.Task, str]]:
+        if self.http is not None:
+            return self.http.activities(now)
+        if self.task is None:
+            return []
+        return [(self.task, f"{self.endpoint.client_name} TLS handshake, {now - self.began:.1f} s")]
 
 
 class Connections:
@@ -63,6 +75,7 @@ class Connections:
             server.config.limit_connections, lambda: counters.connections, partial(counters.count_rejected, 503)
         )
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
+        self._open: set[_Connection] = set()
         self._transports: set[Transport] = set()
         self._handshaking: set[Transport] = set()
         self._lanes = Lanes(server, self._serve_alone, self._end, self._sort_out)
@@ -86,6 +99,12 @@ class Connections:
         for transport in transports:
             await transport.lose()
 
+    def activities(self) -> dict[trio.lowlevel.Task, str]:
+        """What each connection does, and for how long, in words, by the tasks in which it does. For any thread."""
+        now = self._server.clock.now()
+        # A copy, made without running Python code, so that no other thread can change it in between.
+        return dict(activity for connection in list(self._open) for activity in connection.activities(now))
+
     def start(self, nursery: trio.Nursery, accepted: Accepted, is_secured: bool, listener: str) -> None:
         """As serve, in a task of this nursery, which is the same each time."""
         self._lanes.start(nursery, self._begin(accepted, is_secured, listener))
@@ -102,12 +121,14 @@ class Connections:
         counters = self._server.counters
         counters.connections += 1
         counters.connections_total += 1
-        return _Connection(accepted, is_secured, listener)
+        connection = _Connection(accepted, is_secured, listener, self._server.clock.now())
+        self._open.add(connection)
+        return connection
 
     async def _end(self, connection: _Connection) -> None:
         """Nothing of it runs any more: let it say its last words, and close it."""
         try:
-            if connection.http is not None:
+            if connection.http is not None and not connection.ends_itself:
                 await connection.http.end()
         finally:
             try:
@@ -119,13 +140,15 @@ class Connections:
             finally:
                 if connection.transport is not None:
                     self._transports.discard(connection.transport)
+                self._open.discard(connection)
                 self._server.counters.connections -= 1
                 self.door.left()
 
     async def _serve_alone(self, connection: _Connection, nursery: trio.Nursery) -> None:
+        connection.task = trio.lowlevel.current_task()
         accepted = connection.accepted
         assert accepted is not None
-        endpoint = describe_endpoint(accepted)
+        endpoint = connection.endpoint = describe_endpoint(accepted)
         if self._reactor is not None and isinstance(accepted, trio.SocketStream):
             accepted = connection.accepted = _as_socket(accepted)
         try:
@@ -146,7 +169,9 @@ class Connections:
         make, codec = HTTP11Connection, self._make_codec()
         if watched is not None:
             # A stream's own tasks are in the nursery, too, and must outlive an application that is stopped.
-            await make(transport, codec, endpoint, self._server, nursery, trio.CancelScope()).run_and_end()
+            connection.ends_itself = True
+            connection.http = make(transport, codec, endpoint, self._server, nursery, trio.CancelScope())
+            await connection.http.run_and_end()
         else:
             connection.http = make(transport, codec, endpoint, self._server, nursery, nursery.cancel_scope)
             await connection.http.run()

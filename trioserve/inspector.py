@@ -11,7 +11,7 @@ import linecache
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import CodeType, FrameType
@@ -60,7 +60,11 @@ class _Call:
         return f"{self.code.co_filename}:{self.line or '?'} in {self.code.co_qualname}"
 
 
-def format_task_tree(root: trio.lowlevel.Task) -> str:
+Notes = Mapping[trio.lowlevel.Task, str]
+"""What tasks are for, in words, where there is more to say than their names."""
+
+
+def format_task_tree(root: trio.lowlevel.Task, notes: Notes | None = None) -> str:
     """Describe all tasks under Trio's root task: each in a line, below it where it waits, the innermost frame last.
 
     ``root`` is what ``trio.lowlevel.current_root_task()`` returns in the event loop. The line of a task that waits for
@@ -71,7 +75,7 @@ def format_task_tree(root: trio.lowlevel.Task) -> str:
     places = _walk(nurseries[_SYSTEM_NURSERIES:])
     lines = ["Tasks, each with where it waits, the most recent call last:"]
     for place in islice(places, TASK_LIMIT):
-        lines += _describe_task(place)
+        lines += _describe_task(place, notes or {})
     # The rest of the same walk. One of them may be the one that the reader is after.
     rest = list(places)
     if rest:
@@ -81,6 +85,21 @@ def format_task_tree(root: trio.lowlevel.Task) -> str:
     more = f", and {len(system) - _SYSTEM_TASK_LIMIT} more" if len(system) > _SYSTEM_TASK_LIMIT else ""
     lines.append(f"System tasks: {', '.join(system[:_SYSTEM_TASK_LIMIT])}{more}")
     return "\n".join(lines)
+
+
+def describe_running(root: trio.lowlevel.Task, notes: Notes) -> str | None:
+    """Say which task runs, by what is noted of it or of the nearest task above it, else by its name.
+
+    None if none does, as when the event loop itself runs. ``root`` as for format_task_tree.
+    """
+    # System tasks, too: what is sent to the event loop from other threads is called by one.
+    running = next((place.task for place in _walk(root.child_nurseries) if place.is_running), None)
+    task = running
+    while task is not None:
+        if task in notes:
+            return notes[task]
+        task = None if task.parent_nursery is None else task.parent_nursery.parent_task
+    return None if running is None else f"the task {_name_of(running)}"
 
 
 def _walk(nurseries: Sequence[trio.Nursery]) -> Iterator[_Place]:
@@ -109,9 +128,10 @@ def _name_of(task: trio.lowlevel.Task) -> str:
     return repr(task.name)[1:-1]
 
 
-def _describe_task(place: _Place) -> list[str]:
+def _describe_task(place: _Place, notes: Notes) -> list[str]:
     margin = "  " * place.depth
-    lines = [f"{margin}- {_name_of(place.task)}{place.nursery}"]
+    note = notes.get(place.task)
+    lines = [f"{margin}- {_name_of(place.task)}{place.nursery}{'' if note is None else ': ' + note}"]
     if place.is_running:
         return [*lines, f"{margin}    running"]
     calls: list[_Call] = []

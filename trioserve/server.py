@@ -88,6 +88,17 @@ class Server:
         """What a shutdown would wait for, in words: "3 requests, oldest GET /events 35 s"."""
         return self._context.describe_waiting()
 
+    def activities(self) -> dict[trio.lowlevel.Task, str]:
+        """What each connection does, and for how long, in words, by the tasks in which it does; for any thread.
+
+        Such as "10.0.0.1:51234 GET /events, 3.2 s" or "10.0.0.1:51235 idle, 61.0 s".
+        """
+        return self._shared.activities()
+
+    def note_loop_lag(self, seconds: float) -> None:
+        """Count how late the event loop came to something whose time was known, for ``statistics``."""
+        self._context.counters.note_loop_lag(seconds)
+
     def _begin_drain(self) -> None:
         if not self._drain_began.is_set():
             self._drain_began.set()

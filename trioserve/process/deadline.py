@@ -5,6 +5,7 @@ It is a thread of the interpreter's own, which also works while the loop is bloc
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -88,8 +89,14 @@ class HardDeadline:
 
 
 def show_crashes() -> None:
-    """Let the interpreter print every thread's stack when a signal such as SIGSEGV or SIGABRT ends the process."""
-    faulthandler.enable(all_threads=True)
+    """Let the interpreter print every thread's stack when a signal such as SIGSEGV or SIGABRT ends the process.
+
+    What the program itself has arranged, by ``python -X faulthandler`` say, stays.
+    """
+    if not faulthandler.is_enabled():
+        # Under a test runner or a service manager sys.stderr may have no descriptor, be closed or be None.
+        with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
+            faulthandler.enable(all_threads=True)
 
 
 def _open_stderr() -> int:

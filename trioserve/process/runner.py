@@ -11,6 +11,7 @@ from ..config import Config
 from ..errors import AppLoadError, ConfigError
 from ..logs import configure_logging, server_log
 from ..types import AnyValue, ASGIApp
+from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
 from .loader import imports_application, load_app, split_target
 from .pool import Pool
@@ -68,6 +69,7 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     application has left behind. Without it the program goes on, and no deadline is left.
     """
     config = settings.config
+    show_crashes()
     configure_logging(config)
     for warning in settings.warnings:
         server_log.warning(warning)

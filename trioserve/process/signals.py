@@ -67,8 +67,7 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, previous in self._previous.items():
-            # None stands for a handler that was not installed from Python, and cannot be put back from here.
-            signal.signal(number, previous if callable(previous) or isinstance(previous, int) else signal.SIG_DFL)
+            _put_back(number, previous)
         if self._ends_process and self._previous:
             ignore_stops()
         # Only now: a signal up to here may have set the deadline anew.
@@ -140,6 +139,11 @@ class StopSignals:
         # Not logged: this is the signal handler, and what it interrupted may be in the middle of logging.
         with contextlib.suppress(OSError):
             os.write(self._hard.output, text.encode())
+
+
+def _put_back(number: int, previous: object) -> None:
+    # None stands for a handler that was not installed from Python, and cannot be put back from here.
+    signal.signal(number, previous if callable(previous) or isinstance(previous, int) else signal.SIG_DFL)
 
 
 def ignore_stops() -> None:
@@ -217,6 +221,28 @@ def hear_signals(*wanted: Heard) -> Iterator[AsyncIterator[Heard]]:
     terminal = _Terminal()
     with trio.open_signal_receiver(*meanings) as numbers:
         yield (Heard.STOP if terminal.has_gone(number) else meanings[number] async for number in numbers)
+
+
+@contextlib.contextmanager
+def hear_dumps(asked: Callable[[], None]) -> Iterator[None]:
+    """Call ``asked`` for each SIGUSR1, in a thread of its own: the event loop may be blocked.
+
+    Outside the main thread, and where there is no such signal, nothing is heard.
+    """
+    number: int | None = getattr(signal, f"SIG{Heard.DUMP.value}", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Not threading's: the main thread may have been interrupted while it holds a lock of that.
+    previous = signal.signal(number, lambda number, frame: _start_thread(asked))
+    try:
+        yield
+    finally:
+        _put_back(number, previous)
+
+
+def _start_thread(function: Callable[[], None]) -> None:
+    _thread.start_new_thread(function, ())
 
 
 @contextlib.contextmanager

@@ -5,17 +5,18 @@ from __future__ import annotations
 import trio
 
 from ..errors import LifespanError, StartupError, TrioserveError
-from ..inspector import format_task_tree
 from ..logs import server_log
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
 from ..types import ASGIApp
 from .banner import announce
 from .certificates import CertificateKeeper, sign_files
+from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .settings import Settings
-from .signals import Heard, StopSignals, hear_signals, terminate_self
+from .signals import Heard, StopSignals, hear_dumps, hear_signals, terminate_self
 from .systemd import Notifier
+from .watchdog import Limit, Watchdog
 
 
 class Single(Observer):
@@ -27,6 +28,7 @@ class Single(Observer):
         self._settings = settings
         self._signals = signals
         self._notifier = Notifier.from_environment()
+        self._dump = Dump()
         self._certificates: CertificateKeeper | None = None
         self._server: Server | None = None
         self._serves = trio.Event()
@@ -47,9 +49,11 @@ class Single(Observer):
     async def _serve(self) -> TrioserveError | None:
         self._signals.attach(trio.lowlevel.current_trio_token(), self._signalled)
         failure: TrioserveError | None = None
+        self._dump.attach()
         async with trio.open_nursery() as attendants:
             await attendants.start(self._hear_signals)
             attendants.start_soon(self._feed_watchdog)
+            attendants.start_soon(self._watch_loop)
             attendants.start_soon(self._keep_certificates)
             try:
                 with self._scope:
@@ -62,15 +66,11 @@ class Single(Observer):
     # What goes on beside the server
 
     async def _hear_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with hear_signals(Heard.ROLL, Heard.DUMP) as signals:
+        with hear_dumps(self._dump.ask), hear_signals(Heard.ROLL) as signals:
             task_status.started()
             async for heard in signals:
                 if heard is Heard.STOP:
                     terminate_self()
-                elif heard is Heard.DUMP:
-                    root = trio.lowlevel.current_root_task()
-                    assert root is not None  # in a task there is one
-                    server_log.warning("%s", format_task_tree(root))
                 elif self._certificates is not None and not self._is_stopping:
                     self._notifier.reloading()
                     self._certificates.renew()
@@ -83,7 +83,16 @@ class Single(Observer):
         self._certificates = CertificateKeeper(self._server, self._settings.config, loaded_from=loaded_from)
         await self._certificates.run()
 
+    async def _watch_loop(self) -> None:
+        limit = self._settings.config.watchdog
+        if limit is not None:
+            await self._serves.wait()
+            assert self._server is not None
+            server = self._server
+            await Watchdog(Limit(limit), activities=server.activities, on_beat=server.note_loop_lag).run()
+
     async def _feed_watchdog(self) -> None:
+        """Tell systemd's watchdog that the event loop runs."""
         while self._notifier.watchdog_interval is not None:
             self._notifier.watchdog()
             await trio.sleep(self._notifier.watchdog_interval)
@@ -93,7 +102,7 @@ class Single(Observer):
     def started(self, value: Server | None = None) -> None:
         """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
         assert value is not None
-        self._server = value
+        self._server = self._dump.server = value
         self._serves.set()
         self._notifier.ready("serving")
         announce(self._name, value.urls, self._settings)

@@ -11,40 +11,59 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import trio
 
-from ..inspector import format_task_tree, format_thread_stacks
+from ..inspector import Notes, describe_running, format_task_tree, format_thread_stacks
 from ..logs import server_log
 
 BEATS = 4
-"""Beats of the event loop, and looks of the thread, in one timeout."""
+"""Beats of the event loop, and looks of the thread, in the shortest limit."""
 
 PATIENCE = 1.0
 """Seconds that logging has to take a record, and then the output."""
 
 
+def _do_nothing(seconds: float) -> None: ...
+
+
+def _note_nothing() -> Notes:
+    return {}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long the event loop may be silent: after ``seconds`` it is told where it is blocked, once per blockage.
+
+    ``report`` is called with the seconds without a beat after all has been logged, in the watchdog's thread.
+    """
+
+    seconds: float
+    report: Callable[[float], None] = _do_nothing
+
+
 class Watchdog:
     """A thread that notices when the event loop is blocked, and says where.
 
-    timeout: seconds without a beat after which the loop counts as blocked. The stacks of all threads and the tree of
-    all tasks are then logged, and once the loop goes on, that it does.
-    report: called in that thread with the seconds without a beat, once per blockage, after all that was logged.
+    limits: at each of them the request that is served, the stacks of all threads and the tree of all tasks are logged;
+    and once the loop goes on, that it does.
+    activities: what tasks are for, as Server.activities; called in that thread.
     output: a descriptor to write to if logging does not take a record within a second. Not owned.
-    on_beat: called in the event loop at each beat, four times in each timeout.
+    on_beat: called in the event loop at each beat, four times in the shortest limit, with how many seconds late the
+    beat is.
     """
 
     def __init__(
         self,
-        timeout: float,
-        report: Callable[[float], None],
-        *,
+        *limits: Limit,
+        activities: Callable[[], Notes] = _note_nothing,
         output: int = 2,
-        on_beat: Callable[[], None] | None = None,
+        on_beat: Callable[[float], None] = _do_nothing,
     ) -> None:
-        self._timeout = timeout
-        self._period = timeout / BEATS
-        self._report = report
+        self._limits = sorted(limits, key=lambda limit: limit.seconds)
+        self._period = self._limits[0].seconds / BEATS
+        self._activities = activities
         self._output = output
         self._on_beat = on_beat
         self._last_beat = 0.0
@@ -57,10 +76,11 @@ class Watchdog:
         assert root is not None  # in a task there is one
         threading.Thread(target=self._watch, args=(root, ended), name="trioserve watchdog", daemon=True).start()
         try:
+            due = self._last_beat
             while True:
                 self._last_beat = time.monotonic()
-                if self._on_beat is not None:
-                    self._on_beat()
+                self._on_beat(self._last_beat - due)
+                due = self._last_beat + self._period
                 await trio.sleep(self._period)
         finally:
             # A cancellation is a sign of life too. The thread is not waited for: it may be waiting for the log.
@@ -69,25 +89,36 @@ class Watchdog:
 
     def _watch(self, root: trio.lowlevel.Task, ended: threading.Event) -> None:
         """The thread."""
-        alive = self._last_beat  # from here on the silence counts: the last beat, or later if nothing could beat
-        is_blocked = False
+        alive = silent_since = self._last_beat  # or later, if nothing could beat
+        ahead = self._limits  # those that this silence has not reached
         while True:
             was_stopped = self._is_stopped_in_wait(ended)
             beat = self._last_beat
+            is_blocked = ahead is not self._limits
             if is_blocked and beat > alive:
-                is_blocked = False
+                is_blocked, ahead = False, self._limits
                 self._say(logging.WARNING, f"the event loop goes on after {beat - alive:.1f} s")
             if ended.is_set():
                 return
-            if is_blocked:
-                continue
-            alive = time.monotonic() if was_stopped else max(alive, beat)
-            silence = time.monotonic() - alive
-            if silence > self._timeout:
-                is_blocked = True
-                stacks, tasks = format_thread_stacks(), format_task_tree(root)
-                self._say(logging.ERROR, f"the event loop has been blocked for {silence:.1f} s\n{stacks}\n{tasks}")
-                self._report(silence)
+            if was_stopped:
+                silent_since = time.monotonic()
+            elif not is_blocked:
+                silent_since = max(silent_since, beat)
+            if not is_blocked:
+                alive = silent_since
+            silence = time.monotonic() - silent_since
+            reached = [limit for limit in ahead if silence > limit.seconds]
+            if reached:
+                ahead = ahead[len(reached) :]
+                self._tell_blockage(root, silence)
+            for limit in reached:
+                limit.report(silence)
+
+    def _tell_blockage(self, root: trio.lowlevel.Task, silence: float) -> None:
+        notes = self._activities()
+        stacks, tasks, running = format_thread_stacks(), format_task_tree(root, notes), describe_running(root, notes)
+        doing = "" if running is None else f" in {running}"
+        self._say(logging.ERROR, f"the event loop has been blocked for {silence:.1f} s{doing}\n{stacks}\n{tasks}")
 
     def _is_stopped_in_wait(self, ended: threading.Event) -> bool:
         """Wait until the next look; True if in the meantime the process as a whole did not run.

@@ -11,26 +11,25 @@ import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable
 
 import trio
 
 from ..errors import AppLoadError, LifespanError, StartupError
-from ..inspector import format_task_tree, format_thread_stacks
 from ..logs import configure_logging, server_log
 from ..net.listeners import Listener
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
 from ..types import ASGIApp
 from .deadline import HardDeadline, show_crashes
+from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .job import Job, Order, PassedSocket, Report
 from .link import SupervisorLink
 from .loader import load_app
 from .pipes import open_shared
 from .signals import WorkerSignals, ignore_stops
-from .watchdog import Watchdog
+from .watchdog import Limit, Watchdog
 
 
 class WorkerRun(Observer):
@@ -46,6 +45,7 @@ class WorkerRun(Observer):
         self._hard = HardDeadline(job.config)
         self._hard.open()
         self._signals = WorkerSignals(self._terminated)
+        self._dump = Dump(f"worker {os.getpid()}")
         self._token: trio.lowlevel.TrioToken | None = None
         self._asked: list[Order] = []
         self._server: Server | None = None
@@ -74,6 +74,7 @@ class WorkerRun(Observer):
 
     async def _serve(self, app: ASGIApp) -> StartupError | LifespanError | None:
         self._token = trio.lowlevel.current_trio_token()
+        self._dump.attach()
         for order in list(self._asked):
             self._obey(order)
         async with trio.open_nursery() as nursery:
@@ -90,21 +91,26 @@ class WorkerRun(Observer):
 
     async def _beat(self) -> None:
         await self._serves.wait()
+        assert self._server is not None
+        config, limits = self._job.config, []
+        if config.watchdog is not None:
+            limits.append(Limit(config.watchdog))
         if self._job.checks_health:
-            config, link = self._job.config, self._link
-            watchdog = Watchdog(
-                config.timeout_worker_healthcheck,
-                lambda seconds: link.report(Report.BLOCKED),
-                on_beat=lambda: link.report(Report.BEAT),
-            )
-            await watchdog.run()
+            limits.append(Limit(config.timeout_worker_healthcheck, lambda seconds: self._link.report(Report.BLOCKED)))
+        if limits:
+            await Watchdog(*limits, activities=self._server.activities, on_beat=self._tell_beat).run()
+
+    def _tell_beat(self, late: float) -> None:
+        assert self._server is not None
+        self._server.note_loop_lag(late)
+        self._link.report(Report.BEAT)
 
     # What the server tells
 
     def started(self, value: Server | None = None) -> None:
         """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
         assert value is not None
-        self._server = value
+        self._server = self._dump.server = value
         self._serves.set()
         self._link.report(Report.READY)
 
@@ -131,7 +137,7 @@ class WorkerRun(Observer):
     def _take(self, order: Order) -> None:
         """An order from the supervisor, in the thread that reads them."""
         if order is Order.DUMP:
-            self._dump()
+            self._dump.ask()
             return
         self._stop(order)
         self._signals.interrupt()
@@ -170,26 +176,8 @@ class WorkerRun(Observer):
         else:
             self._server.shutdown()
 
-    def _dump(self) -> None:
-        """Log what every task waits for: from the event loop, or from this thread if that does not come to it."""
-        has_dumped = threading.Event()
-
-        def dump_in_loop() -> None:
-            has_dumped.set()
-            root = trio.lowlevel.current_root_task()
-            assert root is not None  # what is called in the loop is called by a task
-            self._log(logging.WARNING, "%s", format_task_tree(root))
-
-        self._run_in_loop(dump_in_loop)
-        if not has_dumped.wait(_DUMP_PATIENCE):
-            self._log(logging.WARNING, "the event loop does not run\n%s", format_thread_stacks())
-
     def _log(self, level: int, text: str, *arguments: object) -> None:
         server_log.log(level, f"worker %d: {text}", os.getpid(), *arguments)
-
-
-_DUMP_PATIENCE = 1.0
-"""Seconds that the event loop has to log its tasks itself."""
 
 
 def _open_listener(passed: PassedSocket) -> Listener:

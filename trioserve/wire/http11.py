@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from math import inf
 
 import trio
@@ -51,11 +52,13 @@ class HTTP11Connection:
         "_looks_for_successor",
         "_must_reset",
         "_nursery",
+        "_reads_since",
         "_request_deadline",
         "_scope",
         "_served",
         "_server",
         "_successor",
+        "_task",
         "_timer",
         "_transport",
     )
@@ -80,6 +83,8 @@ class HTTP11Connection:
         self._looks_for_successor = False
         self._scope = scope
         self._timer: Timer | None = None
+        self._task: trio.lowlevel.Task | None = None  # while it runs
+        self._reads_since: float | None = None  # None unless it reads a head, or waits for one
         self._request_deadline = inf
         self._grace_deadline = inf
         # The client could mistake an ordinary close for the end of the response.
@@ -90,6 +95,7 @@ class HTTP11Connection:
 
         ``finished`` is the exchange after which a successor takes over.
         """
+        self._task = trio.lowlevel.current_task()
         self._transport.tell(left=self._client_left, unread=self._find_successor)
         self._server.drain.register(self._tell_drain)
         if finished is None or await self._make_reusable(finished):
@@ -105,6 +111,7 @@ class HTTP11Connection:
 
     async def end(self) -> None:
         """Say what is still to be said, and close the transport, which a predecessor leaves alone."""
+        self._reads_since = None
         try:
             if self._successor is None:
                 if self._scope.cancelled_caught:
@@ -155,7 +162,8 @@ class HTTP11Connection:
         config, codec, drain, transport = self._server.config, self._codec, self._server.drain, self._transport
         # The first head has one clock from accept to its end; a later one has its own from its first byte.
         begun = self._served == 0
-        deadline = self._server.clock.now() + (config.timeout_request_head if begun else config.timeout_keep_alive)
+        self._reads_since = now = self._server.clock.now()
+        deadline = now + (config.timeout_request_head if begun else config.timeout_keep_alive)
         while True:
             if codec.has_begun:
                 head = codec.next_head()
@@ -178,11 +186,34 @@ class HTTP11Connection:
                 return None
 
     async def _refuse_head(self, error: ProtocolError) -> None:
+        self._reads_since = None
         client = "a client" if self._endpoint.client is None else self._endpoint.client_name
         server_log.info("refused a request from %s: %s", client, error.reason)
         exchange = self._make_exchange(Request("-", b"-", [], "1.1", self._endpoint))
         await exchange.refuse(error.status, error.reason)
         await linger(self._transport)
+
+    # What it does
+
+    def activities(self, now: float) -> Iterator[tuple[trio.lowlevel.Task, str]]:
+        """What each task of the connection does, and for how many seconds, in words; ``now`` is Trio's. For any
+        thread.
+        """
+        if self._task is not None:
+            yield self._task, f"{self._endpoint.client_name} {self._describe(now)}"
+        if self._successor is not None:
+            yield from self._successor.activities(now)
+
+    def _describe(self, now: float) -> str:
+        exchange, since = self._exchange, self._reads_since
+        if exchange is not None:
+            request = exchange.request
+            kind = request.method if request.protocol is None else "WebSocket"
+            answered = " (answered)" if exchange.ended and request.protocol is None else ""
+            return f"{kind} {request.target.decode('ascii')}{answered}, {now - exchange.started:.1f} s"
+        if since is not None:
+            return f"{'reads a head' if self._codec.has_begun else 'idle'}, {now - since:.1f} s"
+        return "closes"
 
     # The exchange
 
@@ -195,6 +226,7 @@ class HTTP11Connection:
         if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
         exchange = self._exchange = self._make_exchange(request)
+        self._reads_since = None
         server.exchange_began(exchange)
         self._served += 1
         if self._served == config.limit_requests_per_connection:
