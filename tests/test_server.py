@@ -257,7 +257,13 @@ async def test_a_wrong_option_is_refused(options, text, config):
 
 
 @pytest.mark.parametrize(
-    ("options", "asked"), [({"workers": 2}, "workers=2"), ({"reload": True}, "reload"), ({"workers": 1}, None)]
+    ("options", "asked"),
+    [
+        ({"workers": 2}, "workers=2"),
+        ({"reload": True}, "reload"),
+        ({"watchdog": 1}, "watchdog"),
+        ({"workers": 1}, None),
+    ],
 )
 @pytest.mark.parametrize("how", ["options", "config"])
 async def test_several_processes_are_refused(options, asked, how):

@@ -268,6 +268,15 @@ class Config:
         return self.workers > 1 or self.reload
 
     @property
+    def for_processes(self) -> str | None:
+        """What is asked that a server within another's program does not do, in words; None for nothing."""
+        if self.reload:
+            return "reload"
+        if self.workers > 1:
+            return f"workers={self.workers}"
+        return None if self.watchdog is None else "watchdog"
+
+    @property
     def names_address(self) -> bool:
         """Whether an address was named beside host and port."""
         return bool(self.bind or self.uds is not None or self.fd is not None or self.insecure_bind)

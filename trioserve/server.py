@@ -177,9 +177,10 @@ async def serve(
     lifespan that ends while serving makes the server drain and raise LifespanError.
     """
     config = merge_options(config, options)
-    if config.needs_supervisor:
-        asked = "reload" if config.reload else f"workers={config.workers}"
-        raise ConfigError(f"{asked} is for the command line and run(): serve() is one server in this process")
+    if config.for_processes is not None:
+        raise ConfigError(
+            f"{config.for_processes} is for the command line and run(): serve() is one server in this process"
+        )
     await serve_observed(
         app,
         config,

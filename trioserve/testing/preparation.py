@@ -50,9 +50,10 @@ def prepare(app: ASGIApp | str, *, tls: bool, options: PlainValues) -> Preparati
 
 
 def _prepare(app: ASGIApp | str, *, tls: bool, config: Config) -> Preparation:
-    if config.needs_supervisor:
-        asked = "reload" if config.reload else f"workers={config.workers}"
-        raise ConfigError(f"{asked} is for the command line and run(): a server under test is one in this process")
+    if config.for_processes is not None:
+        raise ConfigError(
+            f"{config.for_processes} is for the command line and run(): a server under test is one in this process"
+        )
     application = _load(app, config)
     with ExitStack() as resources:
         authority = _make_authority(config, resources) if tls else None
