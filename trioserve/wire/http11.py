@@ -226,7 +226,6 @@ class HTTP11Connection:
         if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
         exchange = self._exchange = self._make_exchange(request)
-        self._reads_since = None
         server.exchange_began(exchange)
         self._served += 1
         if self._served == config.limit_requests_per_connection:
@@ -298,7 +297,7 @@ class HTTP11Connection:
 
     async def _make_reusable(self, exchange: HTTP11Exchange) -> bool:
         """Make ready for the next request; False if the connection must close, which has then been prepared."""
-        codec = self._codec
+        codec, self._reads_since = self._codec, None
         if not codec.body_read and not self._transport.has_left:
             keep = codec.keeps_alive and not exchange.must_close and await self._discard_body()
             if not keep:
