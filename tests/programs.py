@@ -323,7 +323,11 @@ def _command_of(pid: int) -> str:
         return "ended just now"
 
 
-_SETTINGS = ("TRIOSERVE_", "WEB_CONCURRENCY")  # in the environment of the tests, which is not that of the programs
+_SETTINGS = (
+    "TRIOSERVE_",
+    "WEB_CONCURRENCY",
+    "FORWARDED_ALLOW_IPS",
+)  # in the environment of the tests, which is not that of the programs
 
 
 @contextmanager

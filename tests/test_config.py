@@ -324,6 +324,8 @@ def _values(one: Option) -> st.SearchStrategy:
         "header": st.sampled_from(["A: b", "C:"]),
         "root_path": st.text().map(lambda text: "/" + text) | st.just(""),
         "ssl_context_factory": st.just("module:name"),
+        "forwarded_allow_ips": st.sampled_from(["10.0.0.1", "fd00::/8", "unix", "*"]),
+        "forwarded_headers": st.sampled_from(["x-forwarded-for", "x-forwarded-host"]),
         "port": st.integers(0, 65535),
         "uds_permissions": st.integers(0, 0o777),
     }
@@ -350,6 +352,7 @@ PLAIN = st.fixed_dictionaries({}, optional={one.name: _values(one) for one in op
         values
         | ({"ssl_certfile": "c", "ssl_ca_certs": "a"} if any(name.startswith("ssl_") for name in values) else {})
         | ({"workers": 1} if values.get("reload") else {})
+        | ({"forwarded_allow_ips": ["*"]} if values.get("proxy_headers") or values.get("proxy_protocol") else {})
     )
 )
 

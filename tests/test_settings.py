@@ -13,12 +13,14 @@ from trioserve.config import Config
 from trioserve.errors import ConfigError
 from trioserve.process.settings import format_settings, read_settings
 
+FOREIGN = ("TRIOSERVE_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty current folder and an environment without trioserve's variables; both are put back."""
     kept = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith(("TRIOSERVE_", "WEB_CONCURRENCY"))]:
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -398,6 +400,22 @@ def test_number_of_workers_that_is_none(text):
     """A WEB_CONCURRENCY that is no number of workers is refused by its own name."""
     os.environ["WEB_CONCURRENCY"] = text
     assert failure().startswith("WEB_CONCURRENCY: workers must be a whole number")
+
+
+def test_proxies_that_other_servers_trust(folder):
+    """FORWARDED_ALLOW_IPS, which uvicorn and gunicorn read, counts where nothing else names the proxies."""
+    os.environ["FORWARDED_ALLOW_IPS"] = "10.0.0.0/8, ::1"
+    settings = read_settings({})
+    assert settings.config.forwarded_allow_ips == ("10.0.0.0/8", "::1")
+    assert settings.sources["forwarded_allow_ips"] == "environment FORWARDED_ALLOW_IPS"
+    (folder / "trioserve.toml").write_text("forwarded_allow_ips = ['unix']\n")
+    assert read_settings({}).config.forwarded_allow_ips == ("unix",)
+
+
+def test_proxies_that_are_none():
+    """A FORWARDED_ALLOW_IPS that names no network is refused by its own name."""
+    os.environ["FORWARDED_ALLOW_IPS"] = "10.0.0.1/8"
+    assert failure().startswith("FORWARDED_ALLOW_IPS: forwarded_allow_ips must be an address, a network")
 
 
 @pytest.mark.parametrize("text", ["", "4"])

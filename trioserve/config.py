@@ -18,6 +18,7 @@ from typing import Literal
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
 from .options import Group, Option, option
+from .trust import parse_network
 from .types import AnyValue, PlainValues
 
 _FIELD_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")  # RFC 9110 §5.1: a token
@@ -44,6 +45,17 @@ def _check_dotted_name(text: str) -> None:
 def _check_root_path(text: str) -> None:
     if text and not text.startswith("/"):
         raise ConfigError(f"root_path must begin with a slash, or be empty, not {text!r}")
+
+
+_FORWARDED_HEADERS = (
+    *(f"x-forwarded-{what}" for what in ("for", "proto", "host", "port", "prefix")),
+    "forwarded",
+)
+
+
+def _check_forwarded_header(text: str) -> None:
+    if text not in _FORWARDED_HEADERS:
+        raise ConfigError(f"forwarded_headers must be among {', '.join(_FORWARDED_HEADERS)}, not {text!r}")
 
 
 def _to_plain(value: AnyValue) -> AnyValue:
@@ -154,6 +166,27 @@ class Config:
     )
     ws_per_message_deflate: bool = option(True, Group.WEBSOCKETS, "Compress messages where the client offers it.")
 
+    forwarded_allow_ips: tuple[str, ...] = option(
+        (),
+        Group.PROXIES,
+        "Proxies whose word about clients counts: an address, a network, unix or * (all). Repeatable.",
+        metavar="NETWORK",
+        check=parse_network,
+    )
+    proxy_headers: bool | None = option(
+        None, Group.PROXIES, "Take client, scheme and so on from what they say; default: if any are named."
+    )
+    forwarded_headers: tuple[str, ...] = option(
+        ("x-forwarded-for", "x-forwarded-proto"),
+        Group.PROXIES,
+        "Fields that they set: x-forwarded-for, -proto, -host, -port, -prefix, or forwarded. Repeatable.",
+        metavar="NAME",
+        check=_check_forwarded_header,
+    )
+    proxy_protocol: bool = option(
+        False, Group.PROXIES, "Their connections begin with a header of the PROXY protocol, version 1 or 2."
+    )
+
     limit_concurrency: int | None = option(
         None, Group.LIMITS, "Requests in progress at once; one more gets 503.", minimum=1, metavar="N"
     )
@@ -193,6 +226,7 @@ class Config:
         3, Group.CLOCKS, "Handlers are cancelled this long after their client left; none = never.", minimum=0
     )
     timeout_tls_handshake: float = option(10, Group.CLOCKS, "TLS handshake.", above=0)
+    timeout_proxy_protocol: float = option(5, Group.CLOCKS, "The header of the PROXY protocol.", above=0)
     timeout_ws_handshake: float = option(
         10, Group.CLOCKS, "The application accepts or refuses a WebSocket; then 504.", above=0
     )
@@ -246,6 +280,12 @@ class Config:
         self._check_together()
 
     def _check_together(self) -> None:
+        if not self.forwarded_allow_ips:
+            for name in ("proxy_headers", "proxy_protocol"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name} needs forwarded_allow_ips: the proxies that may say who a client is")
+        if "forwarded" in self.forwarded_headers and len(set(self.forwarded_headers)) > 1:
+            raise ConfigError("forwarded_headers must be forwarded alone, or without it: which counts if both come?")
         if self.ssl_certfile is None and self.ssl_context_factory is None:
             for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
                 if getattr(self, name) is not None:
@@ -261,6 +301,10 @@ class Config:
     @property
     def uses_tls(self) -> bool:
         return self.ssl_certfile is not None or self.ssl_context_factory is not None
+
+    @property
+    def uses_proxy_headers(self) -> bool:
+        return bool(self.forwarded_allow_ips) and self.proxy_headers is not False
 
     @property
     def needs_supervisor(self) -> bool:

@@ -11,13 +11,14 @@ from functools import partial
 import trio
 
 from .context import ServerContext
-from .errors import ClientDisconnected
+from .errors import ClientDisconnected, ProtocolError
 from .exchange import Address, Endpoint
 from .lanes import Lanes
 from .linger import linger
 from .logs import log_application_error, server_log
 from .net.door import Door
 from .net.listeners import Accepted, Socket
+from .net.proxy_protocol import receive_header
 from .net.reactor import SUPPORTED as REACTOR_SUPPORTED
 from .net.reactor import Reactor
 from .net.socket_transport import SocketTransport
@@ -26,6 +27,7 @@ from .net.tls import TLS, describe_tls
 from .net.tls_handshake import PLAIN_HTTP_ANSWER, HandshakeError, handshake
 from .net.tls_transport import TLSTransport
 from .transport import Transport
+from .trust import Trust
 from .wire.codecs import codec_maker
 from .wire.http11 import HTTP11Connection
 
@@ -36,7 +38,18 @@ GOODBYE_PATIENCE = 1.0
 class _Connection:
     """One connection of any kind, from its beginning to its end."""
 
-    __slots__ = ("accepted", "began", "endpoint", "ends_itself", "http", "is_secured", "listener", "task", "transport")
+    __slots__ = (
+        "accepted",
+        "began",
+        "endpoint",
+        "ends_itself",
+        "http",
+        "is_secured",
+        "listener",
+        "phase",
+        "task",
+        "transport",
+    )
 
     def __init__(self, accepted: Accepted, is_secured: bool, listener: str, began: float) -> None:
         self.accepted: Accepted | None = accepted
@@ -46,6 +59,8 @@ class _Connection:
         self.began = began
         self.endpoint = Endpoint()
         self.task: trio.lowlevel.Task | None = None
+        self.phase = ""
+        """What it does before it speaks HTTP."""
         self.transport: Transport | None = None
         self.http: HTTP11Connection | None = None
         self.ends_itself = False
@@ -56,7 +71,7 @@ class _Connection:
             return self.http.activities(now)
         if self.task is None:
             return []
-        return [(self.task, f"{self.endpoint.client_name} TLS handshake, {now - self.began:.1f} s")]
+        return [(self.task, f"{self.endpoint.client_name} {self.phase}, {now - self.began:.1f} s")]
 
 
 class Connections:
@@ -75,6 +90,8 @@ class Connections:
             server.config.limit_connections, lambda: counters.connections, partial(counters.count_rejected, 503)
         )
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
+        config = server.config
+        self._proxies = Trust(config.forwarded_allow_ips) if config.proxy_protocol else None
         self._open: set[_Connection] = set()
         self._transports: set[Transport] = set()
         self._handshaking: set[Transport] = set()
@@ -160,21 +177,29 @@ class Connections:
         watched = transport if isinstance(transport, StreamTransport) else None
         if watched is not None:
             nursery.start_soon(watched.watch)
+        begun = b""
+        if self._proxies is not None and self._proxies.covers_peer(endpoint.client):
+            connection.phase = "PROXY header"
+            heard = await self._hear_proxy(transport, endpoint)
+            if heard is None:
+                return
+            begun = heard
         if connection.is_secured and self.tls is not None:
-            secured = await self._secure(transport, self.tls, endpoint, connection.listener, nursery)
+            connection.phase = "TLS handshake"
+            secured = await self._secure(transport, self.tls, endpoint, connection.listener, nursery, begun)
             if secured is None:
                 return
             connection.transport = transport = secured
+            begun = b""
         self._transports.add(transport)
-        make, codec = HTTP11Connection, self._make_codec()
-        if watched is not None:
-            # A stream's own tasks are in the nursery, too, and must outlive an application that is stopped.
-            connection.ends_itself = True
-            connection.http = make(transport, codec, endpoint, self._server, nursery, trio.CancelScope())
-            await connection.http.run_and_end()
-        else:
-            connection.http = make(transport, codec, endpoint, self._server, nursery, nursery.cancel_scope)
-            await connection.http.run()
+        codec = self._make_codec()
+        if begun:
+            codec.feed(begun)
+        # A stream's own tasks are in the nursery, too, and must outlive an application that is stopped.
+        connection.ends_itself = watched is not None
+        scope = trio.CancelScope() if connection.ends_itself else nursery.cancel_scope
+        http = connection.http = HTTP11Connection(transport, codec, endpoint, self._server, nursery, scope)
+        await (http.run_and_end() if connection.ends_itself else http.run())
 
     def _make_transport(self, accepted: Accepted) -> StreamTransport | SocketTransport:
         """Raises OSError if epoll watches no more; then the stream is still its owner's."""
@@ -185,8 +210,35 @@ class Connections:
             return SocketTransport(accepted, self._reactor, clock)
         return StreamTransport(accepted, clock)
 
+    async def _hear_proxy(self, transport: Transport, endpoint: Endpoint) -> bytes | None:
+        """Hear from a trusted proxy whose connection it passes on; returns what came behind that, None if nothing."""
+        deadline = trio.current_time() + self._server.config.timeout_proxy_protocol
+        self._handshaking.add(transport)
+        try:
+            heard = await receive_header(transport, deadline=deadline, drain=self._server.drain)
+        except ProtocolError as error:
+            self._server.counters.count_rejected(error.status)
+            server_log.info("closed a connection from %s: %s", endpoint.client_name, error.reason)
+            return None
+        finally:
+            self._handshaking.discard(transport)
+        if heard is None:
+            return None
+        passed, rest = heard
+        if passed.client is not None:
+            endpoint.client, endpoint.server = passed.client, passed.server
+        if passed.is_secured:
+            endpoint.scheme = "https"
+        return rest
+
     async def _secure(
-        self, transport: Transport, tls: TLS, endpoint: Endpoint, listener: str, nursery: trio.Nursery
+        self,
+        transport: Transport,
+        tls: TLS,
+        endpoint: Endpoint,
+        listener: str,
+        nursery: trio.Nursery,
+        begun: bytes,
     ) -> TLSTransport | None:
         """Do the handshake; one that fails is logged, answered as far as possible, and closed."""
         config, clock, drain = self._server.config, self._server.clock, self._server.drain
@@ -199,7 +251,7 @@ class Connections:
         deadline = trio.current_time() + config.timeout_tls_handshake
         self._handshaking.add(transport)
         try:
-            session = await handshake(transport, tls.context, deadline=deadline, drain=drain)
+            session = await handshake(transport, tls.context, deadline=deadline, drain=drain, begun=begun)
         except HandshakeError as error:
             reason = error.reason if transport in self._handshaking else "the connection was dropped"
             self._server.counters.count_handshake_failure(listener, reason)

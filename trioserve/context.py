@@ -15,6 +15,7 @@ from .clock import Clock
 from .config import Config
 from .drain import Drain, DrainKind
 from .exchange import Request
+from .forwarded import Forwarded
 from .logs import ExchangeRecord, WebSocketRecord, log_exchange, log_websocket
 from .metrics import Counters
 from .observer import Observer
@@ -67,6 +68,7 @@ class ServerContext:
         self.drain = Drain()
         self.counters = Counters()
         self.default_headers = DefaultHeaders(config)
+        self.forwarded = Forwarded.from_config(config)
         self._max_requests = _choose_max_requests(config)
         # What nobody hears need not be told: of small requests that is a twentieth of all they cost.
         self._tells_exchanges = observer.hears("exchange_began", "exchange_left")

@@ -34,11 +34,14 @@ class Endpoint:
 
     @property
     def client_name(self) -> str:
-        """The client as the log names it: host and port, or "-" if it has neither (a unix socket)."""
+        """The client as the log names it: host and port, or "-" if it has neither (a unix socket).
+
+        The port is left out where a proxy tells none.
+        """
         if self.client is None:
             return "-"
         host, port = self.client
-        return host if port is None else f"{host}:{port}"
+        return f"{host}:{port}" if port else host
 
 
 @dataclass(slots=True)
@@ -47,7 +50,7 @@ class Request:
 
     ``target`` is origin-form or ``*``: an absolute-form target has been taken apart into ``target`` and the Host field
     (RFC 9112 §3.2.2). ``headers`` has lower-case names. ``protocol`` is what the client asks to switch to, None if it
-    asks for nothing that we know.
+    asks for nothing that we know. ``root_path`` is the prefix that a proxy says it has taken off, None if none does.
     """
 
     method: str
@@ -56,6 +59,7 @@ class Request:
     http_version: str
     endpoint: Endpoint
     protocol: Literal["websocket"] | None = None
+    root_path: str | None = None
 
     @property
     def line(self) -> str:

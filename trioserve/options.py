@@ -27,6 +27,7 @@ class Group(Enum):
     TLS = "TLS"
     HTTP = "HTTP"
     WEBSOCKETS = "WebSockets"
+    PROXIES = "Behind proxies"
     LIMITS = "Limits"
     CLOCKS = "Clocks (seconds)"
     LOGS = "Logs"

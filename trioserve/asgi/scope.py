@@ -25,6 +25,8 @@ def build_http_scope(exchange: Exchange, state: State, root_path: str, debug: bo
     """
     request = exchange.request
     endpoint = request.endpoint
+    if request.root_path is not None:
+        root_path = request.root_path
     raw_path, _, query = request.target.partition(b"?")
     path = decode_path(raw_path)
     extensions = (_WITH_FILES if exchange.can_send_files else _EXTENSIONS).copy()

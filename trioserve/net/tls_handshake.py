@@ -54,13 +54,15 @@ class TLSSession:
     outgoing: ssl.MemoryBIO
 
 
-async def handshake(transport: Transport, context: ssl.SSLContext, *, deadline: float, drain: Drain) -> TLSSession:
+async def handshake(
+    transport: Transport, context: ssl.SSLContext, *, deadline: float, drain: Drain, begun: bytes = b""
+) -> TLSSession:
     """Do the server's side of the handshake on a fresh connection, whose transport sends without waiting.
 
-    A stop leaves it a moment only. On failure it raises HandshakeError, after the client was told why if it can be, and
-    leaves ``transport`` open.
+    ``begun`` has been received already. A stop leaves it a moment only. On failure it raises HandshakeError, after the
+    client was told why if it can be, and leaves ``transport`` open.
     """
-    one = _Handshake(transport, context, deadline, drain)
+    one = _Handshake(transport, context, deadline, drain, begun)
     drain.register(one.hurry)
     try:
         await one.run()
@@ -70,10 +72,13 @@ async def handshake(transport: Transport, context: ssl.SSLContext, *, deadline: 
 
 
 class _Handshake:
-    def __init__(self, transport: Transport, context: ssl.SSLContext, deadline: float, drain: Drain) -> None:
+    def __init__(
+        self, transport: Transport, context: ssl.SSLContext, deadline: float, drain: Drain, begun: bytes
+    ) -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = TLSSession(context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
         self._transport = transport
+        self._begun = begun
         self._deadline = deadline
         self._drain = drain
         self.hurry()
@@ -103,6 +108,9 @@ class _Handshake:
             raise HandshakeError("connection lost") from error
 
     async def _receive(self) -> bytes:
+        if self._begun:
+            begun, self._begun = self._begun, b""
+            return begun
         came: bytes | Wake = Wake.DRAIN
         while not isinstance(came, bytes):
             if came is Wake.DEADLINE:

@@ -30,6 +30,7 @@ _APP_VARIABLE = "TRIOSERVE_APP"
 _FILE_VARIABLE = "TRIOSERVE_CONFIG"
 _ADDRESSES = ("host", "port", "bind", "uds", "fd", "insecure_bind")
 _WORKERS_VARIABLE = "WEB_CONCURRENCY"  # what hosting platforms set
+_PROXIES_VARIABLE = "FORWARDED_ALLOW_IPS"
 _GRACE_IN_RELOAD = 2.0  # seconds; a developer waits for nothing, and an open event stream would end later anyway
 
 
@@ -80,6 +81,7 @@ def read_settings(given: Mapping[str, AnyValue], *, app: str | None = None, conf
         del values[name]
         sources[name] = DEFAULT
     _fill_in_processes(values, sources)
+    _fill_in_proxies(values, sources)
     target = values.pop("app", None)
     inherited = receive_descriptors()
     config = _make_config(values, sources, inherited)
@@ -97,6 +99,16 @@ def _fill_in_processes(values: PlainValues, sources: dict[str, str]) -> None:
         except ConfigError as error:
             raise ConfigError(f"{_WORKERS_VARIABLE}: {error}") from None
         sources["workers"] = f"environment {_WORKERS_VARIABLE}"
+
+
+def _fill_in_proxies(values: PlainValues, sources: dict[str, str]) -> None:
+    """Which proxies are trusted, from the variable that uvicorn and gunicorn read, if nothing else says it."""
+    if "forwarded_allow_ips" not in values and (text := os.environ.get(_PROXIES_VARIABLE)):
+        try:
+            values["forwarded_allow_ips"] = _known()["forwarded_allow_ips"].parse(text)
+        except ConfigError as error:
+            raise ConfigError(f"{_PROXIES_VARIABLE}: {error}") from None
+        sources["forwarded_allow_ips"] = f"environment {_PROXIES_VARIABLE}"
 
 
 def _make_config(values: PlainValues, sources: dict[str, str], inherited: Sequence[Inherited]) -> Config:

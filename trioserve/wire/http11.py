@@ -225,6 +225,8 @@ class HTTP11Connection:
         request = Request(head.method, head.target, head.headers.copy(), head.http_version, self._endpoint)
         if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
+        if server.forwarded is not None:
+            server.forwarded.apply(request)
         exchange = self._exchange = self._make_exchange(request)
         server.exchange_began(exchange)
         self._served += 1
