@@ -600,6 +600,17 @@ def test_page_tells_nothing_through_a_proxy(folder, field):
             assert "secret" in ask(program, Accept=accept).body
 
 
+def test_page_tells_nothing_where_there_are_proxies(folder):
+    """Where proxies are named nobody gets the trace, whatever the request looks like."""
+    write_file(folder / "main.py", "raise ValueError('secret')\n")
+    with serving(folder, "--forwarded-allow-ips", "10.0.0.1") as program:
+        page = ask(program)
+        assert page.status == 503
+        assert "The application does not start" in page.body
+        assert "secret" not in page.body
+        assert "secret" in program.errors
+
+
 def test_websocket_while_the_page_is_shown(folder):
     """A WebSocket is denied with the page."""
     write_file(folder / "main.py", "raise ValueError('no settings')\n")

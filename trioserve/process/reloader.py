@@ -98,8 +98,10 @@ class Reloader:
 
     async def _wait_for_reason(self, title: str, text: str) -> None:
         """Show why nothing runs, until there is a reason to try again."""
+        # Who is behind a proxy may be no developer.
+        shown = "" if self._supervisor.config.forwarded_allow_ips else text
         async with trio.open_nursery() as nursery:
-            page: Server | None = await nursery.start(self._show, make_error_page(title, text))
+            page: Server | None = await nursery.start(self._show, make_error_page(title, shown))
             if page is None:
                 server_log.warning("waiting for a change")
             else:
