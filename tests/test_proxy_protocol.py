@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from trioserve.errors import ProtocolError
 from trioserve.net.proxy_protocol import LONGEST_HEADER, LONGEST_LINE, Passed, parse_header
+from trioserve.net.reactor import SUPPORTED as REACTOR_SUPPORTED
 from trioserve.types import Receive, Scope, Send
 
 from .support import RunningServer, http_app, memory_server, send_text, socket_server
@@ -252,6 +253,21 @@ async def test_who_leaves_before_or_in_the_header(caplog: pytest.LogCaptureFixtu
                 await trio.sleep(0.005)
         assert server.server.statistics().rejected == {400: 1}
     assert caplog.text.count("the PROXY header is cut short") == caplog.text.count("closed a connection") == 1
+
+
+@pytest.mark.skipif(not REACTOR_SUPPORTED, reason="a socket that has gone is told by the reactor's transport")
+async def test_a_check_that_has_gone_already(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a client that has reset nobody knows the address; what it may have sent is no request."""
+    caplog.set_level(logging.INFO, "trioserve")
+    async with server_behind_proxy() as server:
+        for _ in range(5):
+            gone = socket.create_connection(server.server.addresses[0])
+            gone.sendall(binary(0x00, b"", command=0x20))
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            gone.close()
+        assert b"192.0.2.7" in await exchange(server, LINE + REQUEST)
+        assert server.server.statistics().rejected == {}
+    assert "refused" not in caplog.text
 
 
 async def test_a_stop_waits_for_no_header() -> None:

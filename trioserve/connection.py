@@ -178,9 +178,9 @@ class Connections:
         if watched is not None:
             nursery.start_soon(watched.watch)
         begun = b""
-        if self._proxies is not None and self._proxies.covers_peer(endpoint.client):
+        if self._proxies is not None:
             connection.phase = "PROXY header"
-            heard = await self._hear_proxy(transport, endpoint)
+            heard = await self._hear_proxy(self._proxies, transport, endpoint)
             if heard is None:
                 return
             begun = heard
@@ -210,8 +210,12 @@ class Connections:
             return SocketTransport(accepted, self._reactor, clock)
         return StreamTransport(accepted, clock)
 
-    async def _hear_proxy(self, transport: Transport, endpoint: Endpoint) -> bytes | None:
+    async def _hear_proxy(self, proxies: Trust, transport: Transport, endpoint: Endpoint) -> bytes | None:
         """Hear from a trusted proxy whose connection it passes on; returns what came behind that, None if nothing."""
+        if endpoint.server is None and isinstance(transport, SocketTransport):
+            return None  # it has gone already, as a balancer's check does, and nobody can tell who it was
+        if not proxies.covers_peer(endpoint.client):
+            return b""
         deadline = trio.current_time() + self._server.config.timeout_proxy_protocol
         self._handshaking.add(transport)
         try:
