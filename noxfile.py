@@ -1,5 +1,6 @@
 """The project's checks: `nox` runs lint, types and tests, `nox -l` lists all."""
 
+import os
 import random
 import re
 import shutil
@@ -149,6 +150,18 @@ def conformance(session: nox.Session) -> None:
     session.run(str(programs / "pip"), "install", "--quiet", "--requirement", str(AUTOBAHN), external=True)
     suite = ["--autobahn", str(programs / "wstest"), "--report", str(work / "report")]
     session.run("python", "-m", "tests.conformance.run", *suite, *session.posargs)
+
+
+@nox.session
+def proxies(session: nox.Session) -> None:
+    """Serve applications of three frameworks behind a real nginx and a real HAProxy, on the loopback."""
+    # Where they are installed, which is on no ordinary user's path.
+    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
+    missing = [name for name in ("nginx", "haproxy") if shutil.which(name, path=path) is None]
+    if missing:
+        session.skip(f"this needs nginx and haproxy, and did not find {' and '.join(missing)}")
+    install(session, "test")
+    session.run("pytest", *session.posargs, "tests/proxies/behind_proxies.py")
 
 
 @nox.session
