@@ -24,7 +24,7 @@ FRAMEWORKS = pytest.mark.parametrize("framework", ["starlette", "fastapi", "quar
 
 
 def get(url: str, **headers: str) -> dict[str, str]:
-    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.9"), trust_env=False) as client:
+    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.9"), trust_env=False, timeout=30) as client:
         response = client.get(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
     assert response.status_code == 200, response.text
     return response.json()
@@ -141,6 +141,6 @@ def test_haproxy_that_undoes_tls(tmp_path: Path) -> None:
     )
     options = ("--proxy-protocol", "--no-proxy-headers", "--port", str(upstream))
     with application("starlette", *TRUST, *options), haproxy(tmp_path, port, text):
-        response = httpx.get(f"https://127.0.0.1:{port}/show", verify=False, trust_env=False)
+        response = httpx.get(f"https://127.0.0.1:{port}/show", verify=False, trust_env=False, timeout=30)
     seen = response.json()
     assert (seen["client"], seen["url"]) == ("127.0.0.1", f"https://127.0.0.1:{port}/show")
