@@ -117,6 +117,40 @@ def test_a_wrong_head_is_an_error_with_its_status(make_codec: MakeCodec, data: b
     assert caught.value.status == status
 
 
+def filled(head: bytes, size: int) -> bytes:
+    """A head of so many bytes before its empty line; ``head`` has a star where it is filled up."""
+    return head.replace(b"*", b"x" * (size - len(head) + 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (filled(b"GET / HTTP/1.1\r\nHost: a\r\nA: *", 256) + b"\r\n\r\n", None),
+        (filled(b"GET / HTTP/1.1\r\nHost: a\r\nA: *", 257) + b"\r\n\r\n", 431),
+        (filled(b"GET / HTTP/1.1\r\nHost: a\r\nA: *", 257), None),  # so far
+        (filled(b"GET /* HTTP/1.1", 256) + b"\r\nHost: a\r\n\r\n", 431),
+        (filled(b"GET /* HTTP/1.1", 257) + b"\r\nHost: a\r\n\r\n", 414),
+        (filled(b"GET /* HTTP/1.1", 250) + b"\nHost: a\r\n\r\n", 400),
+        (filled(b"GET /* HTTP/1.1", 300) + b"\nHost: a\r\n\r\n", 414),
+        (b"\x01" + b"x" * 300, 400),
+    ],
+)
+def test_the_limit_of_a_head_is_the_same_wherever_it_is_cut(
+    make_codec: MakeCodec, data: bytes, status: int | None
+) -> None:
+    """Bytes that come in two pieces get the answer that they get in one."""
+    for place in range(len(data)):
+        codec = make_codec(limit_request_head=256)
+        refusal = None
+        try:
+            for piece in (data[:place], data[place:]):
+                codec.feed(piece)
+                codec.next_head()
+        except ProtocolError as error:
+            refusal = error.status
+        assert refusal == status, place
+
+
 def test_the_limit_of_a_head_is_of_that_head_alone(read: Read) -> None:
     """What follows a head in the same packet does not count towards its limit."""
     read(GET + b"x" * 1000, limit_request_head=256)

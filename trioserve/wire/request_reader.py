@@ -138,21 +138,25 @@ class RequestReader(ABC):
         if not buffer or buffer == b"\r":
             return None
         end = buffer.find(b"\r\n\r\n", self._searched)
-        if (end if end >= 0 else len(buffer)) > self._max_head:
-            raise too_long(buffer, self._max_head)
-        if end < 0:
+        if end < 0 or end > self._max_head:
+            self._check_unfinished(buffer, self._max_head + 4)
             self._searched = max(0, len(buffer) - 3)
-            check_beginning(buffer)
-            self._check_lines(buffer)
             return None
         self._searched = self._empty_lines = 0
         return self._read_head(self._take(end + 4))
 
-    def _check_lines(self, buffer: bytes | bytearray) -> None:
+    def _check_unfinished(self, buffer: bytes | bytearray, longest: int) -> None:
+        """Refuse what cannot become a head of at most so many bytes, whatever follows.
+
+        Later bytes change nothing, so that the answer does not depend on how they were cut on their way.
+        """
+        check_beginning(buffer)
         # A head of bare LFs never gets its empty line: refuse it now rather than at its deadline.
-        newline = buffer.find(b"\n")
+        newline = buffer.find(b"\n", 0, longest)
         if newline == 0 or (newline > 0 and buffer[newline - 1] != 0x0D):
             raise ProtocolError(400, "A line of the request head ends in a bare LF.")
+        if len(buffer) >= longest:
+            raise too_long(buffer, self._max_head)
 
     def _read_head(self, raw: bytes) -> Head:
         head = self._parsed.find(raw)
