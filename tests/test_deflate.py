@@ -245,6 +245,32 @@ def test_rsv1_is_not_for_control_frames(opcode: int) -> None:
     assert_fails(make_frames(), frame(opcode, b"", rsv=RSV1), 1002)
 
 
+NO_BLOCK = b"\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [frame(TEXT, HELLO, rsv=RSV1), frame(TEXT, HELLO[:3], rsv=RSV1, fin=False) + frame(CONTINUATION, HELLO[3:])],
+    ids=["in one frame", "in two"],
+)
+@pytest.mark.parametrize("head", [6, 5, 2])
+def test_a_continuation_of_nothing_is_not_inflated(before: bytes, head: int) -> None:
+    """After a message a fragment is a failure with 1002, whatever is in it; also if the mask comes later."""
+    frames = make_frames()
+    assert read(frames, before) == ["Hello"]
+    wrong = frame(CONTINUATION, NO_BLOCK)
+    assert read(frames, wrong[:head]) == []
+    assert_fails(frames, wrong[head:], 1002)
+
+
+@pytest.mark.parametrize("rsv", [0, RSV1])
+def test_a_message_within_a_message_is_not_inflated(rsv: int) -> None:
+    """A frame that begins a message before the last one's end is a failure with 1002, whatever is in it."""
+    frames = make_frames()
+    assert read(frames, frame(TEXT, HELLO[:3], rsv=RSV1, fin=False), frame(PING, b"")) != []
+    assert_fails(frames, frame(BINARY, NO_BLOCK, rsv=rsv), 1002)
+
+
 @pytest.mark.parametrize("rsv", [1, 2, 5, 6])
 def test_the_other_bits_are_still_reserved(rsv: int) -> None:
     """RSV2 and RSV3 are a failure with 1002, compressed or not."""

@@ -108,7 +108,8 @@ class BoundedDeflate(Extension):
         self._agreement = agreement
         self._limit = limit
         self._is_compressed = False  # the message that is coming in
-        self._is_control = False  # the frame that is
+        self._in_message = False  # it has begun and is not complete
+        self._is_foreign = False  # the frame that is coming in is no part of it
         self._discards = self._skips = False
         self._inflated = self._streams = 0  # of that message
         self._decompressor: zlib._Decompress | None = self._new_decompressor()
@@ -131,8 +132,11 @@ class BoundedDeflate(Extension):
     def frame_inbound_header(
         self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
     ) -> CloseReason | RsvBits:
-        self._is_control = opcode.iscontrol()
-        if opcode in (Opcode.TEXT, Opcode.BINARY):
+        # May be called again for the same frame, if its mask has not come yet.
+        begins = opcode in (Opcode.TEXT, Opcode.BINARY)
+        # wsproto refuses a fragment that is out of place once it has some of it, which is not to be inflated before.
+        self._is_foreign = opcode.iscontrol() or begins is self._in_message
+        if begins and not self._in_message:
             self._is_compressed, self._skips = rsv.rsv1, self._discards
             self._inflated = self._streams = 0
         elif rsv.rsv1:
@@ -140,12 +144,15 @@ class BoundedDeflate(Extension):
         return RsvBits(True, False, False)
 
     def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
-        if self._is_control or not self._is_compressed:
+        if self._is_foreign or not self._is_compressed:
             return data
         return b"" if self._skips else self._inflate(data)
 
     def frame_inbound_complete(self, proto: FrameDecoder | FrameProtocol, fin: bool) -> bytes | CloseReason | None:
-        if not fin or self._is_control or not self._is_compressed or self._skips:
+        if self._is_foreign:
+            return None
+        self._in_message = not fin
+        if not fin or not self._is_compressed or self._skips:
             return None
         data = self._inflate(_TAIL)
         if self._agreement.client_no_context_takeover:
