@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trioserve.bind import DescriptorBind, NamedDescriptorBind, TCPBind, UnixBind, parse_bind
 from trioserve.config import Config, options, parse_header
 from trioserve.errors import BindError, ConfigError
-from trioserve.options import Option
+from trioserve.options import LARGEST, Option
 
 BY_NAME = {one.name: one for one in options()}
 
@@ -122,7 +122,7 @@ def test_extra_headers_are_read_from_the_header_option():
         ("host", None, "host must be a text, not None"),
         ("host", b"x", "host must be a text, not b'x'"),
         ("uds", 3, "uds must be a text or none, not 3"),
-        ("fd", -1, "fd must be a whole number of at least 0 or none, not -1"),
+        ("fd", -1, "fd must be a whole number from 0 to 2147483647 or none, not -1"),
         ("bind", "127.0.0.1:80", "bind must be a list of texts, not '127.0.0.1:80'"),
         ("bind", {"a:1"}, "bind must be a list of texts, not {'a:1'}"),
         ("bind", [80], "bind must be a text, not 80"),
@@ -168,6 +168,43 @@ def test_a_number_of_seconds_too_large_for_a_float_is_a_config_error():
     """A whole number that no float can hold is refused like any other wrong number."""
     with pytest.raises(ConfigError, match=r"^timeout_write must be a number of seconds above 0, not 1000"):
         Config(timeout_write=10**400)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expects"),
+    [
+        ("fd", 1 << 40, "a whole number from 0 to 2147483647 or none, not 1099511627776"),
+        ("backlog", 1 << 31, "a whole number from 1 to 2147483647, not 2147483648"),
+        ("ws_max_size", 1 << 63, "a whole number of at least 1, of 64 bits at most, not 9223372036854775808"),
+    ],
+)
+def test_a_whole_number_that_nobody_can_use_is_a_config_error(name, value, expects):
+    """What would be cut to 32 bits, or cannot be written as JSON, is refused like any other wrong number."""
+    with pytest.raises(ConfigError) as caught:
+        Config(**{name: value})
+    assert str(caught.value) == f"{name} must be {expects}"
+
+
+def nested(depth):
+    """A list in a list, and so on."""
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("name", ["port", "timeout_write", "host", "fd", "use_colors", "bind", "http", "ws_max_size"])
+def test_a_value_that_cannot_be_shown_is_a_config_error(name):
+    """Python writes no number of thousands of digits, and no lists so deep; the error names the option all the same."""
+    for wrong in (-(16**4000), 16**4000, [16**4000], nested(100_000)):
+        with pytest.raises(ConfigError, match=f"^{name} must be .*, not a value of type (int|list) that is too large"):
+            Config(**{name: wrong})
+
+
+def test_the_error_about_a_text_names_its_own_option():
+    """Two options are addresses, and the error is about the one that has the bad one."""
+    with pytest.raises(ConfigError, match=r"^insecure_bind: bind must be HOST:PORT, .*, not 'x'$"):
+        Config(insecure_bind=["x"])
 
 
 def test_client_certificates_need_authorities_to_check_them_against():
@@ -336,7 +373,7 @@ def _values(one: Option) -> st.SearchStrategy:
     elif one.kind is bool:
         value = st.booleans()
     elif one.kind is int:
-        value = st.integers(min_value=int(one.minimum or 0))
+        value = st.integers(int(one.minimum or 0), one.maximum or LARGEST)
     elif one.kind is float:
         value = st.floats(min_value=one.minimum if one.above is None else 0.001, allow_nan=False)
     else:

@@ -197,6 +197,20 @@ def test_not_toml(folder, text, said):
     assert failure().startswith(f"{folder / 'trioserve.toml'}: {said}")
 
 
+@pytest.mark.parametrize("key", ["port", "host"])
+def test_too_deep(folder, key):
+    """A file whose values Python cannot read for their depth is named."""
+    (folder / "trioserve.toml").write_text(f"{key} = {'[' * 10000}{']' * 10000}")
+    assert failure() == f"{folder / 'trioserve.toml'}: its values are nested too deeply"
+
+
+def test_a_number_too_long_to_show(folder):
+    """A number that Python would not write does not keep the error from naming file and option."""
+    (folder / "trioserve.toml").write_text(f"port = 0x{'f' * 4000}\n")
+    said = "port must be a whole number from 0 to 65535, not a value of type int that is too large to be shown"
+    assert failure() == f"{folder / 'trioserve.toml'}: {said}"
+
+
 def test_file_missing(folder):
     """A file named with --config must be there."""
     assert failure(config_file="none.toml") == f"{folder / 'none.toml'}: cannot read it: No such file or directory"
@@ -282,6 +296,22 @@ def test_env_file_missing(folder):
     os.environ["TRIOSERVE_ENV_FILE"] = "none.env"
     expected = f"env_file (environment TRIOSERVE_ENV_FILE): there is no file {folder / 'none.env'}"
     assert failure() == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"A=\xff", "'utf-8' codec can't decode byte 0xff"), (b"A=b\0c", "embedded null byte")],
+)
+def test_env_file_that_cannot_be_used(folder, data, said):
+    """What no variable can hold is an error that names the file and who named it."""
+    (folder / ".env").write_bytes(data)
+    expected = f"env_file (command line): cannot take variables from {folder / '.env'}: {said}"
+    assert failure({"env_file": ".env"}).startswith(expected)
+
+
+def test_env_file_with_a_name_too_long():
+    """Nor is a name that no file can have anything but an error."""
+    assert "File name too long" in failure({"env_file": "x" * 5000})
 
 
 def test_env_file_without_dotenv(folder, monkeypatch):

@@ -76,7 +76,12 @@ class Config:
     port: int = option(8000, Group.WHERE, "TCP port; 0 lets the system choose.", minimum=0, maximum=65535)
     uds: str | None = option(None, Group.WHERE, "Listen on this unix socket instead of host and port.", metavar="PATH")
     fd: int | None = option(
-        None, Group.WHERE, "Listen on this inherited descriptor instead of host and port.", minimum=0, metavar="N"
+        None,
+        Group.WHERE,
+        "Listen on this inherited descriptor instead of host and port.",
+        minimum=0,
+        maximum=2**31 - 1,  # of a larger one Python would take the lower 32 bits
+        metavar="N",
     )
     bind: tuple[str, ...] = option(
         (),
@@ -88,7 +93,9 @@ class Config:
     insecure_bind: tuple[str, ...] = option(
         (), Group.WHERE, "Also listen here without TLS. Repeatable.", metavar="ADDRESS", check=parse_bind
     )
-    backlog: int = option(2048, Group.WHERE, "Connections the kernel queues before they are accepted.", minimum=1)
+    backlog: int = option(
+        2048, Group.WHERE, "Connections the kernel queues before they are accepted.", minimum=1, maximum=2**31 - 1
+    )
     uds_permissions: int | None = option(
         None,
         Group.WHERE,

@@ -18,6 +18,9 @@ from .types import AnyValue
 
 T = TypeVar("T")
 
+LARGEST = (1 << 63) - 1
+"""No whole number may be larger: it is TOML's largest, and Python does not write JSON with thousands of digits."""
+
 
 class Group(Enum):
     """The headings of ``--help``, in order."""
@@ -164,9 +167,20 @@ class Option:
             raise self._wrong(value, self.expects)
         if isinstance(value, int | float) and not self._in_range(value):
             raise self._wrong(value, self.expects)
+        if type(value) is int and abs(value) > LARGEST:
+            raise self._wrong(value, f"{self.expects}, of 64 bits at most")
         if self.check_text is not None and isinstance(value, str):
-            self.check_text(value)
+            self._check_text(self.check_text, value)
         return value
+
+    def _check_text(self, check: Callable[[str], object], text: str) -> None:
+        try:
+            check(text)
+        except ConfigError as error:
+            if str(error).startswith(self.name):
+                raise
+            # Two options may be texts of one kind, which knows the name of the first.
+            raise ConfigError(f"{self.name}: {error}") from None
 
     def _in_range(self, number: float) -> bool:
         # Written this way round so that NaN, which compares false with everything, is refused.
@@ -204,7 +218,15 @@ class Option:
         return words + (" or none" if self.optional else "")
 
     def _wrong(self, value: object, expects: str) -> ConfigError:
-        return ConfigError(f"{self.name} must be {expects}, not {value!r}")
+        return ConfigError(f"{self.name} must be {expects}, not {show(value)}")
+
+
+def show(value: object) -> str:
+    """Return what came as an error shows it, whatever it is."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of lists in each other
+        return f"a value of type {type(value).__name__} that is too large to be shown"
 
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..bind import DescriptorBind, NamedDescriptorBind, parse_bind
 from ..config import Config, options
 from ..errors import ConfigError
-from ..options import Option
+from ..options import Option, show
 from ..types import AnyValue, PlainValues
 from .systemd import Inherited, receive_descriptors
 
@@ -205,9 +205,14 @@ def _load_env_file(layers: Iterable[_Layer]) -> str | None:
         import dotenv  # noqa: PLC0415 - an extra
     except ImportError:
         raise ConfigError(f"env_file ({source}) needs python-dotenv: pip install 'trioserve[dotenv]'") from None
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+        if is_there:
+            dotenv.load_dotenv(path, override=False)
+    except (OSError, ValueError) as error:  # also what is not UTF-8, and names and values that no variable can have
+        raise ConfigError(f"env_file ({source}): cannot take variables from {path.absolute()}: {error}") from error
+    if not is_there:
         raise ConfigError(f"env_file ({source}): there is no file {path.absolute()}")
-    dotenv.load_dotenv(path, override=False)
     return str(path)
 
 
@@ -246,7 +251,7 @@ def _pyproject_table(path: Path, document: PlainValues) -> PlainValues | None:
     tool = document.get("tool", {})
     table = tool.get("trioserve") if isinstance(tool, dict) else None
     if table is not None and not isinstance(table, dict):
-        raise ConfigError(f"{path}: tool.trioserve must be a table, not {table!r}")
+        raise ConfigError(f"{path}: tool.trioserve must be a table, not {show(table)}")
     return table
 
 
@@ -257,6 +262,8 @@ def _read_toml(path: Path) -> PlainValues:
         raise ConfigError(f"{path}: cannot read it: {error.strerror}") from error
     except ValueError as error:  # also what is not UTF-8
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: its values are nested too deeply") from None
 
 
 def _read_table(file: Path | None, table: PlainValues) -> _Layer:
@@ -277,7 +284,7 @@ def _read_table(file: Path | None, table: PlainValues) -> _Layer:
 
 def _check_app(value: object) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"app must be module:attribute, not {value!r}")
+        raise ConfigError(f"app must be module:attribute, not {show(value)}")
     return value
 
 
