@@ -1,6 +1,7 @@
 """The project's checks: `nox` runs lint, types and tests, `nox -l` lists all."""
 
 import os
+import platform
 import random
 import re
 import shutil
@@ -15,7 +16,7 @@ SUPPORTED = ("3.11", "3.12", "3.13")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
-OWN_EXTRAS = {"test", "bench", "dev"}  # for work on trioserve; every other extra is for its users
+OWN_EXTRAS = {"test", "fuzz", "bench", "dev"}  # for work on trioserve; every other extra is for its users
 FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
 # Their tests start processes and look at them from outside, so that no other test can be in their way.
 IN_PROCESSES_OF_THEIR_OWN = (
@@ -134,6 +135,17 @@ def bench(session: nox.Session) -> None:
     install(session, "bench")
     # After Ctrl-C it stops the server under test and writes what it has; killed sooner it would leave both.
     session.run("python", "-m", "benchmarks", *session.posargs, interrupt_timeout=60, terminate_timeout=30)
+
+
+@nox.session(python=FOUND[0])
+def fuzz(session: nox.Session) -> None:
+    """Throw anything at codecs, server, WebSockets and options for two minutes; `nox -s fuzz -- --seconds 600`."""
+    install(session, "fuzz")
+    options = [*session.posargs]
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        session.warn("atheris has wheels for Linux on x86_64 only: HTTP/1.1, which it guides, is left out")
+        options.append("--without-atheris")
+    session.run("python", "-m", "tests.fuzz", *options)
 
 
 @nox.session
