@@ -242,6 +242,8 @@ class Oracle:
         said = [*manner.greetings, *expected]
         assert heard.messages == said[: len(heard.messages)], (heard, said)
         assert heard.pongs == meaning.pings[: len(heard.pongs)], (heard, meaning)
+        if meaning.close is None and application.told not in (None, NO_PONG):
+            assert heard.pongs == meaning.pings, (heard, meaning)
         assert heard.close in self._close_codes(application), (heard, meaning, application.told)
         if meaning.close is None and heard.close is not None and heard.close != NO_PONG:
             assert heard.messages == said, (heard, said)  # what came before a failure is answered first
