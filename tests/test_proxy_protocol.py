@@ -295,3 +295,7 @@ async def test_memory_streams_and_unix_peers() -> None:
         await client.raw(LINE)
         assert b"192.0.2.7" in (await client.get()).body
         await client.aclose()
+        wrong = await server.connect()
+        await wrong.raw(REQUEST)
+        with trio.fail_after(5):
+            assert await wrong.receive_rest() == b""

@@ -182,6 +182,7 @@ class Connections:
             connection.phase = "PROXY header"
             heard = await self._hear_proxy(self._proxies, transport, endpoint)
             if heard is None:
+                await transport.aclose()  # which also ends the task that watches a stream
                 return
             begun = heard
         if connection.is_secured and self.tls is not None:
