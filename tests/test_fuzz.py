@@ -18,13 +18,14 @@ from trioserve.wire.framing import FramedHeads
 from trioserve.wire.request_reader import Head, ParsedHeads
 
 from .codec_reading import CONFIGS, check_held, fresh_codecs, read
-from .fuzz import config, http11, websocket
+from .fuzz import config, http11, proxies, websocket
 from .fuzz.__main__ import TARGETS, Drawn, FoundSomething, Guided
 from .fuzz.corpus import HTTP11, dictionary, inputs, seeds
 from .fuzz.http11 import Ending, check_codecs, check_server, read_input, write_input
 from .fuzz.http11_oracle import Answer, read_answers
 from .fuzz.websocket import Manner, Scenario
 from .fuzz.websocket_reference import Limits, Meaning, Reference
+from .support import http_app
 from .websocket_client import deflated, frame
 
 pytestmark = pytest.mark.timeout(60)
@@ -72,6 +73,25 @@ def test_websockets(scenario: Scenario) -> None:
 def test_options(scenario: config.Scenario) -> None:
     """Some examples of what is run for minutes by `nox -s fuzz`."""
     config.check(scenario)
+
+
+@few
+@given(proxies.scenarios())
+def test_proxies(scenario: proxies.Scenario) -> None:
+    """Some examples of what is run for minutes by `nox -s fuzz`."""
+    proxies.check(scenario)
+
+
+def test_a_proxy_that_is_believed_in_the_wrong_is_found() -> None:
+    """An application that is told of another client is noticed."""
+
+    async def lie(scope: Scope, receive: Receive, send: Send) -> None:
+        await proxies.tell_client({**scope, "client": ("192.0.2.9", 1)}, receive, send)
+
+    line = b"PROXY TCP4 192.0.2.7 10.0.0.1 4711 443\r\n"
+    proxies.check(proxies.Scenario(line))
+    with pytest.raises(AssertionError, match="192.0.2.9"):
+        proxies.check(proxies.Scenario(line), http_app(lie))
 
 
 @given(
@@ -371,4 +391,4 @@ def test_each_target_is_there() -> None:
     """Those that are guided by coverage share a corpus."""
     guided = {name for name, target in TARGETS.items() if isinstance(target, Guided) and target.corpus == HTTP11}
     assert guided == {"codecs", "http11"}
-    assert TARGETS.keys() - guided == {"websocket", "config"}
+    assert TARGETS.keys() - guided == {"websocket", "config", "proxies"}

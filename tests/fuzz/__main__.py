@@ -24,7 +24,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from . import config, websocket
+from . import config, proxies, websocket
 from .corpus import HTTP11, dictionary, seeds
 
 DRAWN_AT_A_TIME = 100
@@ -128,6 +128,7 @@ TARGETS: dict[str, Drawn | Guided] = {
     "http11": Guided(HTTP11),
     "websocket": Drawn(websocket.scenarios, websocket.check),
     "config": Drawn(config.scenarios, config.check),
+    "proxies": Drawn(proxies.scenarios, proxies.check),
 }
 
 
