@@ -27,13 +27,16 @@ Seal = Callable[[bytes, int], bytes]
 class TLSClient:
     """OpenSSL's client without any input or output; bytes go in and come out."""
 
-    def __init__(self, authority: trustme.CA, version: ssl.TLSVersion, folder: Path | None = None) -> None:
-        """``folder`` is for the keys, without which nothing can be sealed."""
+    def __init__(self, authority: trustme.CA | None, version: ssl.TLSVersion, folder: Path | None = None) -> None:
+        """``authority`` None: it trusts everybody. ``folder`` is for the keys, without which nothing can be sealed."""
         self.context = ssl.create_default_context()
         self.context.minimum_version = self.context.maximum_version = version
-        authority.configure_trust(self.context)
+        if authority is not None:
+            authority.configure_trust(self.context)
+        else:
+            self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
         if version is ssl.TLSVersion.TLSv1_2:
-            self.context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+            self.context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256")
         self._log = None if folder is None else folder / "keys"
         if self._log is not None:
             self.context.keylog_filename = str(self._log)
