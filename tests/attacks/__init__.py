@@ -28,7 +28,7 @@ CLOCKS: dict[str, Any] = {
     "timeout_ws_handshake": 1,
     "timeout_disconnect_grace": 0.2,
     "ws_ping_interval": 1,
-    "ws_ping_timeout": 1,
+    "ws_ping_timeout": 3,
     "ws_max_size": 65536,
     "limit_request_head": 8192,
     "limit_request_body": 250_000,

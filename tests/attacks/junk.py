@@ -13,6 +13,7 @@ from ..smuggling_heads import LINES, REQUEST_LINES
 from .peer import Target, attack, be_served, demand, endlessly, peer, request
 
 CHUNKED = request("/echo", "Transfer-Encoding: chunked", method="POST")
+BOMB = gzip.compress(bytes(10_000_000))
 ACCEPTABLE = 64 * 1024 * 1024
 """Bytes that a server may take of what never ends before it refuses: the kernels hold several MiB by themselves."""
 
@@ -58,7 +59,7 @@ async def smuggling(target: Target, chance: random.Random) -> None:
         async with peer(target) as client:
             await client.send(case.raw.replace(b" / ", b" /echo ", 1) + SMUGGLED)
             await client.refused_with(case.expected)
-            demand(client.received.count(b"HTTP/1.1 ") == 1, f"more than one answer to {case}")
+            demand(not client.received.endswith(b"hello"), f"what {case} hides was answered")
 
 
 def _is_refused(expected: object) -> bool:
@@ -113,18 +114,20 @@ async def endless_body(target: Target, chance: random.Random) -> None:
 @attack()
 async def compressed_body(target: Target, chance: random.Random) -> None:
     """Content-Encoding is the application's: the bomb reaches it as it is, and as small."""
-    bomb = gzip.compress(bytes(10_000_000))
-    length = f"Content-Length: {len(bomb)}"
+    length = f"Content-Length: {len(BOMB)}"
     async with peer(target) as client:
-        await client.send(request("/echo", "Content-Encoding: gzip", length, "Connection: close", method="POST") + bomb)
+        await client.send(request("/echo", "Content-Encoding: gzip", length, "Connection: close", method="POST") + BOMB)
         await client.receive_rest()
-        demand(client.received.endswith(b"\r\n\r\n" + bomb), "the body was changed")
+        demand(
+            client.received.endswith(b"\r\n\r\n" + BOMB),
+            f"the body was changed, or not answered: {client.received[:200]!r}",
+        )
 
 
 @attack(clock=4)
 async def pipelines_and_never_reads(target: Target, chance: random.Random) -> None:
     """Requests without end whose answers nobody reads: the server stops reading, and cuts the connection."""
-    requests = request("/") * 1000
+    requests = (request("/echo", "Content-Length: 10000", method="POST") + b"x" * 10000) * 10
     async with peer(target, is_narrow=True) as client:
         poured = 0
         while await client.send(requests):

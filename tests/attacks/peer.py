@@ -83,12 +83,14 @@ class Peer:
         self.is_over = False
         """The server has ended the connection, in whatever way."""
         self.was_reset = False
+        self._sending = trio.Lock()
 
     async def send(self, data: bytes) -> bool:
         """Send all of it; False if the server takes no more."""
         try:
-            await self.stream.send_all(data)
-        except trio.BrokenResourceError:
+            async with self._sending:
+                await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):  # the latter after a FIN of another task
             return False
         return True
 

@@ -12,6 +12,7 @@ from .secured import client_hello
 
 UPLOAD = request("/echo", "Content-Length: 200000", method="POST")
 TEXT, CLOSE = 1, 8
+MESSAGE = frame(TEXT, b"x" * 60000)
 
 STAGES: dict[str, bytes] = {
     "connected": b"",
@@ -65,7 +66,7 @@ async def reset_of_websockets(target: Target, chance: random.Random) -> None:
         (frame(TEXT, b"close"), b"\x88\x02\x03\xe8"),
         (frame(CLOSE, b"\x03\xe8"), switched),
         (frame(CLOSE, b"\x03\xe8"), b"\x88\x02\x03\xe8"),
-        (frame(TEXT, b"x" * 60000) * 20, switched),
+        (MESSAGE * 20, switched),
     ):
         await _reset_after(target, handshake_bytes("/ws") + sent, heard)
     await be_served(target)
@@ -87,9 +88,7 @@ async def reset_of_handshakes(target: Target, chance: random.Random) -> None:
 @attack()
 async def reset_at_random(target: Target, chance: random.Random) -> None:
     """Anywhere in what a client may send."""
-    whole = chance.choice(
-        [request("/") * 3, UPLOAD + b"x" * 100_000, handshake_bytes("/ws") + frame(TEXT, b"x" * 5000)]
-    )
+    whole = chance.choice([request("/") * 3, UPLOAD + b"x" * 100_000, handshake_bytes("/ws") + MESSAGE])
     for _ in range(10):
         async with peer(target) as client:
             await client.send(whole[: chance.randrange(len(whole))])

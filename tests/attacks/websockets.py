@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -14,17 +15,19 @@ from .peer import Peer, Target, attack, be_served, demand, endlessly, peer
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 NORMAL, PROTOCOL_ERROR, NOT_UTF8, TOO_BIG, NO_PONG = 1000, 1002, 1007, 1009, 1011
-PINGS = 5000
+PING_FLOOD = b"".join(frame(PING, number.to_bytes(4, "big")) for number in range(5000))
+MESSAGE = frame(BINARY, b"x" * 20000)
 POURED = 64 * 1024 * 1024
 """Bytes of which a server must not take that many from who never reads."""
 
 
 class Frames:
-    """The frames that a server sends, one after the other."""
+    """The frames that a server sends, one after the other. Its pings are answered on the way."""
 
     def __init__(self, client: Peer) -> None:
         self._client = client
         self._at = 0
+        self.answers = True
 
     async def _take(self, count: int) -> bytes | None:
         while len(self._client.received) < self._at + count:
@@ -36,6 +39,12 @@ class Frames:
 
     async def next(self) -> tuple[int, bytes] | None:
         """Opcode and payload; None at the end of the connection."""
+        while (came := await self._next()) is not None and came[0] == PING:
+            if self.answers:
+                await self._client.send(frame(PONG, came[1]))
+        return came
+
+    async def _next(self) -> tuple[int, bytes] | None:
         head = await self._take(2)
         if head is None:
             return None
@@ -125,9 +134,7 @@ async def closes_twice(target: Target, chance: random.Random) -> None:
 async def ping_flood(target: Target, chance: random.Random) -> None:
     """Pings as fast as it goes, by one who reads its pongs: each is answered, in order."""
     async with opened(target) as (client, frames), trio.open_nursery() as nursery:
-        pings = (number.to_bytes(4, "big") for number in range(PINGS))
-        flood = b"".join(frame(PING, ping) for ping in pings)
-        nursery.start_soon(client.send, flood + frame(CLOSE, b"\x03\xe8"))
+        nursery.start_soon(client.send, PING_FLOOD + frame(CLOSE, b"\x03\xe8"))
         pongs = 0
         while (came := await frames.next()) is not None and came[0] != CLOSE:
             if came[0] == PONG:
@@ -146,7 +153,7 @@ async def ping_flood_unread(target: Target, chance: random.Random) -> None:
 @attack(clock=4)
 async def message_flood_unread(target: Target, chance: random.Random) -> None:
     """Messages whose echoes nobody reads."""
-    await _pour_unread(target, endlessly(frame(BINARY, b"x" * 20000)))
+    await _pour_unread(target, endlessly(MESSAGE))
 
 
 async def _pour_unread(target: Target, pieces: Iterator[bytes]) -> None:
@@ -164,7 +171,7 @@ async def _pour_unread(target: Target, pieces: Iterator[bytes]) -> None:
 async def control_flood(target: Target, chance: random.Random) -> None:
     """Pongs that nobody asked for, and empty pings, in great numbers: allowed, and not worth a word."""
     async with opened(target) as (client, frames):
-        await client.send(frame(PONG, b"") * 20000 + frame(CLOSE, b"\x03\xe8"))
+        await client.send(frame(PONG, b"") * 10000 + frame(CLOSE, b"\x03\xe8"))
         await frames.closed_with(NORMAL)
 
 
@@ -172,7 +179,7 @@ async def control_flood(target: Target, chance: random.Random) -> None:
 async def empty_fragments(target: Target, chance: random.Random) -> None:
     """A message in fragments with nothing in them: it has no size that would end it."""
     async with opened(target) as (client, frames):
-        await client.send(frame(TEXT, b"", fin=False) + frame(CONTINUATION, b"", fin=False) * 20000)
+        await client.send(frame(TEXT, b"", fin=False) + frame(CONTINUATION, b"", fin=False) * 10000)
         await client.send(frame(CONTINUATION, b"end"))
         came = await frames.next()
         demand(came == (TEXT, b"end"), f"the message was not echoed, but {came} came")
@@ -180,7 +187,7 @@ async def empty_fragments(target: Target, chance: random.Random) -> None:
         await frames.closed_with(NORMAL)
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def endless_message(target: Target, chance: random.Random) -> None:
     """A message of many small fragments, and one whose frame announces too much."""
     await _closes(target, b"\x82\xff" + (1 << 40).to_bytes(8, "big") + b"abcd", TOO_BIG, NO_PONG)
@@ -191,20 +198,24 @@ async def endless_message(target: Target, chance: random.Random) -> None:
         nursery.cancel_scope.cancel()
 
 
-def bomb(mebibytes: int) -> bytes:
-    """A message's payload that inflates to so much. RFC 7692 §7.2.1."""
+@functools.cache
+def bombs() -> tuple[bytes, ...]:
+    """Messages that inflate to 64 MiB. RFC 7692 §7.2.1."""
     compressor = zlib.compressobj(9, wbits=-15)
-    pieces = [compressor.compress(bytes(1 << 20)) for _ in range(mebibytes)]
-    return (b"".join(pieces) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    pieces = [compressor.compress(bytes(1 << 20)) for _ in range(64)]
+    payload = (b"".join(pieces) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    middle = len(payload) // 2
+    return (
+        frame(BINARY, payload, rsv=4),
+        frame(BINARY, payload[:middle], fin=False, rsv=4) + frame(CONTINUATION, payload[middle:]),
+        frame(TEXT, b"", fin=False, rsv=4) + frame(CONTINUATION, payload),
+    )
 
 
 @attack(clock=3)
 async def compression_bomb(target: Target, chance: random.Random) -> None:
     """Few bytes that inflate to many: 1009 as soon as they are more than ws_max_size, in one frame and in several."""
-    payload = bomb(64)
-    middle = len(payload) // 2
-    in_two = frame(BINARY, payload[:middle], fin=False, rsv=4) + frame(CONTINUATION, payload[middle:])
-    for sent in (frame(BINARY, payload, rsv=4), in_two, frame(TEXT, b"", fin=False, rsv=4) + frame(0, payload)):
+    for sent in bombs():
         async with opened(target, deflates=True) as (client, frames):
             await client.send(sent)
             await frames.closed_with(TOO_BIG)
@@ -227,10 +238,11 @@ async def close_unanswered(target: Target, chance: random.Random) -> None:
         await client.trickle(endlessly(frame(PING, b"x")), 0.1)
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def never_pongs(target: Target, chance: random.Random) -> None:
     """A peer that takes everything, and answers no ping."""
     async with opened(target) as (_, frames):
+        frames.answers = False
         await frames.closed_with(NO_PONG)
 
 
