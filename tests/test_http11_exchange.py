@@ -35,7 +35,7 @@ class Scripted:
     async def receive(self, deadline: float) -> bytes | Wake:
         self.received += 1
         came = await self.on_receive()  # type: ignore[misc]  # the tests give coroutine functions
-        assert isinstance(came, bytes)
+        assert isinstance(came, bytes | Wake)
         return came
 
     async def send(self, data: bytes, stall: float) -> None: ...
@@ -82,6 +82,40 @@ async def test_a_reader_whose_bytes_come_with_the_end_does_not_wait_again(
         exchange.send_response(Response(200, []))
         await exchange.send_body(b"done", more=False)
         return b"5"
+
+    transport.on_receive = end_meanwhile
+    with pytest.raises(ClientDisconnected):
+        await exchange.receive_body()
+    assert transport.received == 1
+
+
+POST_FIVE = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
+
+
+async def test_a_drain_while_the_last_bytes_of_a_client_that_left_are_read() -> None:
+    """Whoever reads much lets others run in between; being woken then is no end of what has come."""
+    transport = Scripted()
+    transport.has_left = True
+    exchange = make_exchange(transport, POST_FIVE)
+    comes = iter([b"he", Wake.DRAIN, b"llo", b""])
+
+    async def next_of_them() -> bytes | Wake:
+        return next(comes)
+
+    transport.on_receive = next_of_them
+    assert await exchange.receive_body() == (b"hello", False)
+
+
+async def test_an_end_while_the_last_bytes_of_a_client_that_left_are_read() -> None:
+    """When another task completes the response meanwhile, the transport has another reader, and we stop."""
+    transport = Scripted()
+    transport.has_left = True
+    exchange = make_exchange(transport, POST_FIVE)
+
+    async def end_meanwhile() -> bytes:
+        exchange.send_response(Response(200, []))
+        await exchange.send_body(b"done", more=False)
+        return b"he"
 
     transport.on_receive = end_meanwhile
     with pytest.raises(ClientDisconnected):

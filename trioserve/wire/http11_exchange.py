@@ -134,9 +134,12 @@ class HTTP11Exchange:
         """After the client has left: give what it sent only if the body is complete, or say at once that it is gone."""
         if self._transport.is_broken:
             raise ClientDisconnected("the client has left")
-        while data := await self._transport.receive(0):  # never waits: everything has come
-            assert isinstance(data, bytes)
-            self._codec.feed(data)
+        # Everything has come, so this waits for others at most, who may wake us: a drain is no matter here.
+        while came := await self._transport.receive(inf):
+            if self.ended:
+                raise ClientDisconnected("the response is complete")
+            if isinstance(came, bytes):
+                self._codec.feed(came)
         pieces = []
         while piece := self._codec.next_body():
             pieces.append(piece[0])
