@@ -35,7 +35,7 @@ async def test_an_attack(
     """The server answers, closes or resets as it must, its log is not flooded, and no connection is left."""
     monkeypatch.setattr(session, "CLOSE_PATIENCE", 1.0)
     caplog.set_level(logging.INFO, "trioserve")
-    async with attackable(tmp_path, tls=tls, ws_ping_timeout=1) as (server, target):
+    async with attackable(tmp_path, tls=tls) as (server, target):
         async with good_neighbour(target):
             await attack(target, random.Random(attack.name))
         with trio.fail_after(10):

@@ -20,20 +20,20 @@ from .peer import ATTACKS, MARGIN, Attack, Target, Unmet
 __all__ = ["ATTACKS", "CLOCKS", "LIMIT", "Attack", "Target", "Unmet", "junk", "resets", "secured", "slow", "websockets"]
 
 CLOCKS: dict[str, Any] = {
-    "timeout_keep_alive": 1,
-    "timeout_request_head": 1,
-    "timeout_request_body": 1,
-    "timeout_write": 1,
-    "timeout_tls_handshake": 1,
-    "timeout_ws_handshake": 1,
-    "timeout_disconnect_grace": 0.2,
-    "ws_ping_interval": 1,
-    "ws_ping_timeout": 3,
+    "timeout_keep_alive": 2,
+    "timeout_request_head": 2,
+    "timeout_request_body": 2,
+    "timeout_write": 2,
+    "timeout_tls_handshake": 2,
+    "timeout_ws_handshake": 2,
+    "timeout_disconnect_grace": 0.5,
+    "ws_ping_interval": 2,
+    "ws_ping_timeout": 2,
     "ws_max_size": 65536,
     "limit_request_head": 8192,
-    "limit_request_body": 250_000,
+    "limit_request_body": 100_000,
 }
-"""Options with which a server must serve so that every attack ends soon."""
+"""Options with which a server must serve so that every attack ends soon. Longer clocks make longer attacks."""
 
 LIMIT = max(attack.clock for attack in ATTACKS.values()) + MARGIN
-"""Seconds in which every attack ends; most take one or two."""
+"""Seconds in which every attack ends; most take two or three."""

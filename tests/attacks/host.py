@@ -17,6 +17,12 @@ from . import CLOCKS, Target
 from .app import app as default_app
 from .peer import be_served
 
+QUICK = {
+    **{name: 1 for name in CLOCKS if name.startswith(("timeout_", "ws_ping_"))},
+    "timeout_disconnect_grace": 0.2,
+}
+"""A test waits for most of these clocks, and both sides are in one loop."""
+
 
 @asynccontextmanager
 async def attackable(
@@ -24,7 +30,7 @@ async def attackable(
 ) -> AsyncIterator[tuple[RunningServer, Target]]:
     """A server with the clocks that attacks need."""
     context = None
-    options = {**CLOCKS, **options}
+    options = {**CLOCKS, **QUICK, **options}
     if tls:
         authority, pem = trustme.CA(), folder / "both.pem"
         authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))

@@ -99,7 +99,7 @@ async def endless_trailers(target: Target, chance: random.Random) -> None:
     await _pour(target, CHUNKED + b"0\r\n", endlessly(b"X: y\r\n" * 1000), 431)
 
 
-@attack(clock=5)
+@attack(clock=7)
 async def tiny_chunks(target: Target, chance: random.Random) -> None:
     """A body of single bytes in chunks with extensions, up to limit_request_body."""
     await _pour(target, CHUNKED, endlessly(b"1;a=bcdefg\r\nx\r\n" * 1000), 413)
@@ -124,7 +124,7 @@ async def compressed_body(target: Target, chance: random.Random) -> None:
         )
 
 
-@attack(clock=4)
+@attack(clock=6)
 async def pipelines_and_never_reads(target: Target, chance: random.Random) -> None:
     """Requests without end whose answers nobody reads: the server stops reading, and cuts the connection."""
     requests = (request("/echo", "Content-Length: 10000", method="POST") + b"x" * 10000) * 10

@@ -58,7 +58,7 @@ class Attack:
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(*, clock: float = 1.0, needs_tls: bool = False) -> Callable[[Callable[..., Awaitable[None]]], Attack]:
+def attack(*, clock: float = 2.0, needs_tls: bool = False) -> Callable[[Callable[..., Awaitable[None]]], Attack]:
     """Make an attack of a function, under its name."""
 
     def register(run: Callable[[Target, random.Random], Awaitable[None]]) -> Attack:

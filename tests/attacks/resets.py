@@ -10,7 +10,7 @@ from ..websocket_client import frame, handshake_bytes
 from .peer import Peer, Target, attack, be_served, demand, peer, raw_peer, request
 from .secured import client_hello
 
-UPLOAD = request("/echo", "Content-Length: 200000", method="POST")
+UPLOAD = request("/echo", "Content-Length: 90000", method="POST")
 TEXT, CLOSE = 1, 8
 MESSAGE = frame(TEXT, b"x" * 60000)
 
@@ -88,7 +88,7 @@ async def reset_of_handshakes(target: Target, chance: random.Random) -> None:
 @attack()
 async def reset_at_random(target: Target, chance: random.Random) -> None:
     """Anywhere in what a client may send."""
-    whole = chance.choice([request("/") * 3, UPLOAD + b"x" * 100_000, handshake_bytes("/ws") + MESSAGE])
+    whole = chance.choice([request("/") * 3, UPLOAD + b"x" * 80_000, handshake_bytes("/ws") + MESSAGE])
     for _ in range(10):
         async with peer(target) as client:
             await client.send(whole[: chance.randrange(len(whole))])

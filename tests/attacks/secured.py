@@ -97,7 +97,9 @@ async def _shake(client: Peer, tls: TLSClient) -> None:
     answer = tls.hello
     while not tls.is_secured:
         await client.send(answer)
-        answer = tls.answer(await client.receive())
+        came = await client.receive()
+        demand(came, "the server broke off an honest handshake")
+        answer = tls.answer(came)
     await client.send(answer)
     client.received = b""
 

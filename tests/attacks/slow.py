@@ -45,7 +45,7 @@ async def slow_second_head(target: Target, chance: random.Random) -> None:
         await _while_sending(client, chain([b"GET / HTTP/1.1\r\n"], endlessly(b"x")), 408)
 
 
-@attack(clock=2)
+@attack(clock=4)
 async def stalled_body(target: Target, chance: random.Random) -> None:
     """A body that comes in single bytes, and then no more. (Its least rate counts only after 30 s of waiting.)"""
     async with peer(target) as client:
@@ -53,7 +53,7 @@ async def stalled_body(target: Target, chance: random.Random) -> None:
         await _while_sending(client, repeat(b"x", chance.randrange(1, 20)), 408)
 
 
-@attack(clock=2)
+@attack(clock=4)
 async def stalled_chunk(target: Target, chance: random.Random) -> None:
     """A chunked body that stops in the middle of a chunk, or of its size."""
     async with peer(target) as client:
@@ -61,7 +61,7 @@ async def stalled_chunk(target: Target, chance: random.Random) -> None:
         await _while_sending(client, iter([b"5\r\nhello\r\n", chance.choice([b"7", b"7\r\nhe", b"0\r\n"])]), 408)
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def never_reads(target: Target, chance: random.Random) -> None:
     """A long download of which nothing is read: reset when nothing has been taken for timeout_write."""
     async with peer(target, is_narrow=True) as client:
@@ -69,7 +69,7 @@ async def never_reads(target: Target, chance: random.Random) -> None:
         await client.wait_cut()
 
 
-@attack(clock=4)
+@attack(clock=6)
 async def reads_single_bytes(target: Target, chance: random.Random) -> None:
     """A long download that is read one byte at a time, so that its window never opens."""
     async with peer(target, is_narrow=True) as client:
@@ -120,7 +120,7 @@ async def half_closed(target: Target, chance: random.Random) -> None:
             demand(b" 200 " not in client.received, "a request without an end was answered")
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def never_closes(target: Target, chance: random.Random) -> None:
     """The server has said that it closes; this side goes on sending, and never closes."""
     async with peer(target) as client:

@@ -130,7 +130,7 @@ async def closes_twice(target: Target, chance: random.Random) -> None:
     await _closes(target, close + frame(3, b"x" * 100), NORMAL)
 
 
-@attack(clock=5)
+@attack(clock=7)
 async def ping_flood(target: Target, chance: random.Random) -> None:
     """Pings as fast as it goes, by one who reads its pongs: each is answered, in order."""
     async with opened(target) as (client, frames), trio.open_nursery() as nursery:
@@ -144,13 +144,13 @@ async def ping_flood(target: Target, chance: random.Random) -> None:
         demand(came is not None and pongs, "the flood was not answered by a close")
 
 
-@attack(clock=4)
+@attack(clock=6)
 async def ping_flood_unread(target: Target, chance: random.Random) -> None:
     """The same without reading any: what waits for this peer is bounded, and it is given up."""
     await _pour_unread(target, endlessly(frame(PING, b"x" * 125) * 500))
 
 
-@attack(clock=4)
+@attack(clock=6)
 async def message_flood_unread(target: Target, chance: random.Random) -> None:
     """Messages whose echoes nobody reads."""
     await _pour_unread(target, endlessly(MESSAGE))
@@ -167,7 +167,7 @@ async def _pour_unread(target: Target, pieces: Iterator[bytes]) -> None:
     await be_served(target)
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def control_flood(target: Target, chance: random.Random) -> None:
     """Pongs that nobody asked for, and empty pings, in great numbers: allowed, and not worth a word."""
     async with opened(target) as (client, frames):
@@ -175,7 +175,7 @@ async def control_flood(target: Target, chance: random.Random) -> None:
         await frames.closed_with(NORMAL)
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def empty_fragments(target: Target, chance: random.Random) -> None:
     """A message in fragments with nothing in them: it has no size that would end it."""
     async with opened(target) as (client, frames):
@@ -187,7 +187,7 @@ async def empty_fragments(target: Target, chance: random.Random) -> None:
         await frames.closed_with(NORMAL)
 
 
-@attack(clock=5)
+@attack(clock=7)
 async def endless_message(target: Target, chance: random.Random) -> None:
     """A message of many small fragments, and one whose frame announces too much."""
     await _closes(target, b"\x82\xff" + (1 << 40).to_bytes(8, "big") + b"abcd", TOO_BIG, NO_PONG)
@@ -212,7 +212,7 @@ def bombs() -> tuple[bytes, ...]:
     )
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def compression_bomb(target: Target, chance: random.Random) -> None:
     """Few bytes that inflate to many: 1009 as soon as they are more than ws_max_size, in one frame and in several."""
     for sent in bombs():
@@ -221,7 +221,7 @@ async def compression_bomb(target: Target, chance: random.Random) -> None:
             await frames.closed_with(TOO_BIG)
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def damaged_deflate(target: Target, chance: random.Random) -> None:
     """A compressed message that is none."""
     async with opened(target, deflates=True) as (client, frames):
@@ -229,7 +229,7 @@ async def damaged_deflate(target: Target, chance: random.Random) -> None:
         await frames.closed_with(PROTOCOL_ERROR, NOT_UTF8)
 
 
-@attack(clock=11)
+@attack(clock=13)
 async def close_unanswered(target: Target, chance: random.Random) -> None:
     """The server has sent its close; this side never answers it, and goes on with pings. It has ten seconds."""
     async with opened(target) as (client, frames):
@@ -238,7 +238,7 @@ async def close_unanswered(target: Target, chance: random.Random) -> None:
         await client.trickle(endlessly(frame(PING, b"x")), 0.1)
 
 
-@attack(clock=5)
+@attack(clock=7)
 async def never_pongs(target: Target, chance: random.Random) -> None:
     """A peer that takes everything, and answers no ping."""
     async with opened(target) as (_, frames):
@@ -246,7 +246,7 @@ async def never_pongs(target: Target, chance: random.Random) -> None:
         await frames.closed_with(NO_PONG)
 
 
-@attack(clock=3)
+@attack(clock=5)
 async def stalled_websocket_handshake(target: Target, chance: random.Random) -> None:
     """A handshake whose head never ends."""
     async with peer(target) as client:
