@@ -257,6 +257,10 @@ def make_scanner() -> ChunkScanner:
     return ChunkScanner(max_trailer=100, max_fields=2)
 
 
+def extended_chunk(extensions: int, data: int) -> bytes:
+    return b"%x;%b\r\n%b\r\n" % (data, b"x" * (extensions - 1), b"d" * data)
+
+
 CHUNKED_BODY = b"5;name=value\r\nhello\r\n0A\r\n0123456789\r\n0\r\nA: b\r\nC:\r\n\r\n"
 
 
@@ -283,6 +287,7 @@ WRONG_CHUNKS = {
     "a bare LF after the data": (b"5\r\nhello\n", 400),
     "a chunk that is longer than it says": (b"5\r\nhello!\r\n", 400),
     "an endless extension": (b"5;" + b"x" * CHUNK_LINE_LIMIT, 400),
+    "more extensions than data": (extended_chunk(1000, 1) * 17, 400),
     "an endless trailer": (b"0\r\nA: " + b"x" * 100, 431),
     "trailers too large together": (b"0\r\nA: " + b"x" * 60 + b"\r\nB: " + b"x" * 60, 431),
     "too many trailers": (b"0\r\nA: 1\r\nB: 2\r\nC: 3\r\n", 431),
@@ -295,9 +300,23 @@ WRONG_CHUNKS = {
 }
 
 
+@pytest.mark.parametrize(
+    "body",
+    [extended_chunk(1000, 1) * 16, extended_chunk(18, 1) * 2000, extended_chunk(100, 50) * 2000],
+    ids=["16 KiB", "16 bytes and twice the data", "twice the data"],
+)
+def test_extensions_in_proportion_to_the_data(body: bytes) -> None:
+    """A signature for each chunk may be there, and in all 16 KiB more than that."""
+    scanner, position = make_scanner(), 0
+    body += b"0\r\n\r\n"
+    while not scanner.done:
+        position += scanner.scan(body[position:], [])
+    assert position == len(body)
+
+
 @pytest.mark.parametrize("name", WRONG_CHUNKS)
 def test_a_wrong_chunked_body_is_refused(name: str) -> None:
-    """A chunked body that parsers could end at two places is refused."""
+    """A chunked body that parsers could end at two places, or that is made of anything but data, is refused."""
     data, status = WRONG_CHUNKS[name]
     with pytest.raises(ProtocolError) as caught:
         make_scanner().scan(data, [])

@@ -29,7 +29,7 @@ class TLSClient:
 
     def __init__(self, authority: trustme.CA | None, version: ssl.TLSVersion, folder: Path | None = None) -> None:
         """``authority`` None: it trusts everybody. ``folder`` is for the keys, without which nothing can be sealed."""
-        self.context = ssl.create_default_context()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.minimum_version = self.context.maximum_version = version
         if authority is not None:
             authority.configure_trust(self.context)

@@ -87,9 +87,10 @@ async def endless_empty_lines(target: Target, chance: random.Random) -> None:
 
 @attack()
 async def endless_chunk_extension(target: Target, chance: random.Random) -> None:
-    """A chunk whose extensions never end, and a chunk's size that never does."""
+    """A chunk whose extensions never end, a chunk's size that never does, and much more extensions than data."""
     await _pour(target, CHUNKED + b"5;a=", endlessly(b"b" * 4096), 400)
     await _pour(target, CHUNKED, endlessly(b"0" * 4096), 400)
+    await _pour(target, CHUNKED, endlessly(b"1;a=" + b"b" * 4000 + b"\r\nx\r\n"), 400)
 
 
 @attack()

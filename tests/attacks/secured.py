@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import ssl
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from ..tls_client import HANDSHAKE, TLSClient
@@ -14,13 +14,10 @@ from .peer import Peer, Target, attack, be_served, demand, raw_peer, request
 RENEGOTIATIONS = 200
 
 
-def client_hello() -> bytes:
-    """The first record of a client, of any version."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    with suppress(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
+@functools.cache
+def client_hello(version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:
+    """The first record of a client."""
+    return TLSClient(None, version).hello
 
 
 async def _is_dropped(target: Target, sent: bytes) -> bytes:
@@ -84,7 +81,7 @@ async def renegotiation(target: Target, chance: random.Random) -> None:
         async with raw_peer(target) as client:
             await _shake(client, tls)
             seal = tls.sealer()
-            hello = TLSClient(None, ssl.TLSVersion.TLSv1_2).hello[5:]
+            hello = client_hello(ssl.TLSVersion.TLSv1_2)[5:]
             for _ in range(RENEGOTIATIONS):
                 if not await client.send(seal(hello, HANDSHAKE)):
                     break

@@ -37,6 +37,11 @@ CHUNKS_AT_ONCE = 1000
 CHUNK_LINE_LIMIT = 4096
 """Bytes of a chunk's size and extensions. Extensions are not used by anyone we know; llhttp allows 16 KiB of them."""
 
+# Extensions that a body may have beyond this much for each chunk and twice its data, as Go has it: without a bound a
+# body that limit_request_body takes for small could keep us reading for ever.
+EXTENSION_ALLOWANCE = 16
+EXTENSIONS_LIMIT = 16 * 1024
+
 TLS_ON_PLAIN_PORT = "This port speaks plain HTTP, and the client began a TLS handshake. Use http://, or turn TLS on."
 
 
@@ -228,6 +233,7 @@ class ChunkScanner:
         self._fields = 0
         self._line = bytearray()
         self._skip = 0  # bytes of the current chunk's data still to come
+        self._extensions = 0  # bytes of them that are too many
         self._after_data = False
         self.done = False
 
@@ -285,6 +291,12 @@ class ChunkScanner:
                 raise ProtocolError(400, "A chunk does not begin with its size.")
             self._skip = int(size[1], 16)
             self._in_trailer = self._skip == 0
+            self._count_extensions(len(text) - len(size[1]))
+
+    def _count_extensions(self, size: int) -> None:
+        self._extensions = max(0, self._extensions + size - EXTENSION_ALLOWANCE - 2 * self._skip)
+        if self._extensions > EXTENSIONS_LIMIT:
+            raise ProtocolError(400, "The chunks have more extensions than data.")
 
     def _end_trailer_line(self, text: bytes) -> None:
         if not text:
