@@ -17,7 +17,7 @@ from trioserve.server import serve_observed
 from trioserve.testing.memory_server import MemoryListener
 from trioserve.types import Receive, Scope, Send
 
-from .support import Client, Recorder, http_app, memory_server, read_body, respond, send_text
+from .support import Client, Recorder, http_app, memory_server, read_body, respond, send_text, socket_server
 
 pytestmark = pytest.mark.both_codecs
 
@@ -288,6 +288,31 @@ async def test_the_body_s_time_runs_only_while_the_application_waits(autojump_cl
 
     async with memory_server(http_app(app)) as server:
         assert (await (await server.connect()).request("POST", body=b"hello")).body == b"hello"
+
+
+async def test_the_time_of_an_earlier_wait_is_over_with_it(mock_clock: Clock) -> None:
+    """An upload that always has more for a slow application is not too slow, however long it takes.
+
+    The server, which never waits for it, yields now and then; what passes then is the deadline of the last wait it had.
+    """
+    size = 3_000_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        received, more = 0, True
+        while more:
+            message = await receive()
+            assert message["type"] == "http.request", f"{message} after {received} bytes"
+            received += len(message["body"])
+            more = message["more_body"]
+            mock_clock.jump(5)  # of hard work
+        await send_text(send, str(received))
+
+    with trio.fail_after(3600):
+        async with socket_server(http_app(app), timeout_request_body=10, timeout_request_head=10) as server:
+            client = await server.connect()
+            async with client.stream:
+                assert (await client.request("POST", body=b"x" * size)).body == str(size).encode()
+            assert mock_clock.current_time() > 100
 
 
 async def test_a_late_body_cuts_a_response_that_has_begun(autojump_clock: Clock) -> None:

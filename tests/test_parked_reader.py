@@ -69,6 +69,27 @@ async def _wake_after(reader: ParkedReader, seconds: float) -> None:
     reader.wake(Wake.DRAIN)
 
 
+async def test_a_deadline_is_no_reason_to_a_task_that_yields(autojump_clock: MockClock) -> None:
+    """It is that of an earlier wait, which bytes have ended."""
+    clock = Clock()
+    reader = ParkedReader(clock)
+    reasons: list[Wake | None] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clock.run)
+
+        async def read() -> None:
+            assert await reader.wait(trio.current_time() + 5) is None
+            autojump_clock.jump(10)
+            reasons.extend([await reader.let_others_run() for _ in range(10)])
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        reader.wake(None)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert reasons == [None] * 10
+
+
 async def test_a_cancelled_wait_leaves_nobody() -> None:
     """After a cancelled wait there is nobody to be woken, and another task may wait."""
     reader = ParkedReader(Clock())

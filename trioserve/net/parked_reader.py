@@ -61,7 +61,10 @@ class ParkedReader:
             trio.lowlevel.reschedule(task)
 
     def _pass_deadline(self) -> None:
-        self.wake(Wake.DEADLINE)
+        # Not to a task that yields: this is the deadline of its last wait, which bytes have ended, and it has more to
+        # read. An upload that never let it wait again was refused as late.
+        if self.task is not None:
+            self.wake(Wake.DEADLINE)
 
     def close(self) -> None:
         self._timer.close()
