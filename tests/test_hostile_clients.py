@@ -16,7 +16,8 @@ from trioserve.types import Receive, Scope, Send
 from .attacks import ATTACKS, Attack
 from .attacks.host import attackable, good_neighbour
 from .attacks.peer import peer, request
-from .support import http_app
+from .support import http_app, send_text
+from .websocket_servers import server_on
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -69,3 +70,36 @@ async def test_half_a_record_and_the_end_at_once(tmp_path: Path) -> None:
             await client.receive_rest()
         assert heard == ["http.disconnect"]
         assert server.errors == []
+
+
+BOUND = 256 * 1024
+"""What the server, and the small buffers of the kernel, may hold of one client's requests."""
+
+
+@pytest.mark.parametrize("kind", ["lockstep", "socket", "tls"])
+@pytest.mark.parametrize("answers", [True, False], ids=["answered", "unanswered"])
+async def test_who_pipelines_and_never_reads_is_not_read(kind: str, answers: bool) -> None:
+    """The server takes requests from the client only as it takes the answers, and holds little of what waits."""
+    poured = 0
+
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        if answers:
+            await send_text(send, b"x" * 10_000)
+        else:
+            await trio.sleep_forever()
+
+    async def pour(stream: trio.abc.Stream) -> None:
+        nonlocal poured
+        while True:
+            await stream.send_all(request("/") * 25)
+            poured += len(request("/") * 25)
+
+    async with server_on(kind, http_app(handler), narrow=True) as server:
+        client = await server.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pour, client.stream)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert 0 < poured < BOUND
+            assert server.server.statistics().requests == 1
+            nursery.cancel_scope.cancel()
+        await trio.aclose_forcefully(client.stream)

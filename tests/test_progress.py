@@ -87,6 +87,31 @@ async def test_a_slow_client_is_not_given_up(make: MakeSide, mock_clock: trio.te
             assert len(failed) == 1
 
 
+@pytest.mark.parametrize("make", [socket_over_tcp, stream_over_tcp, stream_over_tls])
+async def test_a_client_that_takes_single_bytes_is_given_up(make: MakeSide, mock_clock: trio.testing.MockClock) -> None:
+    """A byte now and then makes no room that the kernel would tell us of: the stall goes on."""
+    failed: list[float] = []
+
+    async with make() as side:
+
+        async def send() -> None:
+            try:
+                await side.transport.send(MUCH, STALL)
+            except WriteTimeout:
+                failed.append(trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await settle()
+            for _ in range(8):
+                await take(side.peer, 1)
+                await settle()
+                mock_clock.jump(STALL / 2)
+                await settle()
+            (when,) = failed
+            assert when <= 3 * STALL  # over TLS the first byte brings a whole record
+
+
 async def settle() -> None:
     """Let the sockets' events come and everyone act on them; the mock clock stands still, so nothing else happens."""
     for _ in range(200):

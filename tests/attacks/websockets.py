@@ -17,8 +17,8 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 NORMAL, PROTOCOL_ERROR, NOT_UTF8, TOO_BIG, NO_PONG = 1000, 1002, 1007, 1009, 1011
 PING_FLOOD = b"".join(frame(PING, number.to_bytes(4, "big")) for number in range(5000))
 MESSAGE = frame(BINARY, b"x" * 20000)
-POURED = 64 * 1024 * 1024
-"""Bytes of which a server must not take that many from who never reads."""
+POURED = 1024 * 1024 * 1024
+"""Bytes of which a server must not take that many from who never reads: a refusal throws them away for two seconds."""
 
 
 class Frames:
