@@ -13,20 +13,13 @@ import trio.testing
 from trioserve.asgi import session
 from trioserve.types import Receive, Scope, Send
 
-from .attacks import ATTACKS, Attack
-from .attacks.host import attackable, good_neighbour
+from .attacks import Attack
+from .attacks.host import ON_BOTH, attackable, good_neighbour
 from .attacks.peer import peer, request
 from .support import http_app, send_text
 from .websocket_servers import server_on
 
 pytestmark = pytest.mark.timeout(40)
-
-ON_BOTH = [
-    pytest.param(attack, tls, id=f"{attack.name}-{'tls' if tls else 'plain'}")
-    for attack in ATTACKS.values()
-    for tls in (False, True)
-    if tls or not attack.needs_tls
-]
 
 
 @pytest.mark.parametrize(("attack", "tls"), ON_BOTH)

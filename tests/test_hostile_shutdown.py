@@ -16,10 +16,9 @@ from trioserve.types import Receive, Scope, Send
 
 from .attacks import ATTACKS, Attack, Target
 from .attacks.app import PIECE
-from .attacks.host import attackable
+from .attacks.host import ON_BOTH, attackable
 from .attacks.peer import peer, raw_peer, request
 from .support import RunningServer, http_app, send_text
-from .test_hostile_clients import ON_BOTH
 
 pytestmark = pytest.mark.timeout(40)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
+import trio
 import trio.testing
 
 from trioserve.config import Config
@@ -15,8 +16,9 @@ from trioserve.observer import Observer
 from trioserve.transport import FilePiece, Wake
 from trioserve.wire.codec_h11 import H11Codec
 from trioserve.wire.framing import FramedHeads
-from trioserve.wire.http11_exchange import HTTP11Exchange
+from trioserve.wire.http11_exchange import UNCANCELLED, HTTP11Exchange
 from trioserve.wire.request_reader import ParsedHeads
+from trioserve.wire.rules import CHUNKS_AT_ONCE
 
 from .support import respond
 
@@ -121,6 +123,60 @@ async def test_an_end_while_the_last_bytes_of_a_client_that_left_are_read() -> N
     with pytest.raises(ClientDisconnected):
         await exchange.receive_body()
     assert transport.received == 1
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def receive_until_cancelled(exchange: HTTP11Exchange) -> int:
+    """Receive in a cancelled scope; how many bytes that gave."""
+    received = 0
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        for _ in range(100):
+            received += len((await exchange.receive_body())[0])
+    assert scope.cancelled_caught
+    return received
+
+
+async def test_a_body_that_always_has_more_can_be_cancelled() -> None:
+    """What is there is to be had in a cancelled scope, but not for ever; and nothing of it is lost."""
+    transport = Scripted()
+    size = 3 * UNCANCELLED
+    exchange = make_exchange(transport, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+
+    async def always() -> bytes:
+        return b"x" * 65536
+
+    transport.on_receive = always
+    assert await receive_until_cancelled(exchange) == UNCANCELLED
+    assert await receive_until_cancelled(exchange) == UNCANCELLED
+    received, more = 0, True
+    while more:
+        piece, more = await exchange.receive_body()
+        received += len(piece)
+    assert received == UNCANCELLED
+
+
+@pytest.mark.parametrize("has_left", [False, True])
+async def test_tiny_chunks_without_end_can_be_cancelled(has_left: bool) -> None:
+    """A handler that reads them is cancelled after the first thousand, also if its client has left; none is lost."""
+    transport = Scripted()
+    exchange = make_exchange(transport, CHUNKED)
+    comes = iter([b"1\r\nx\r\n" * 2500 + b"0\r\n\r\n"])
+
+    async def all_at_once() -> bytes:
+        return next(comes, b"")
+
+    transport.on_receive = all_at_once
+    transport.has_left = has_left
+    received = await receive_until_cancelled(exchange)
+    assert received == (0 if has_left else CHUNKS_AT_ONCE)
+    more = True
+    while more:
+        piece, more = await exchange.receive_body()
+        received += len(piece)
+    assert received == 2500
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 import trustme
 
 from trioserve.types import AnyValue, ASGIApp
 
 from ..support import Recorder, RunningServer, socket_server
-from . import CLOCKS, Target
+from . import ATTACKS, CLOCKS, Target
 from .app import app as default_app
 from .peer import be_served
 
@@ -22,6 +23,15 @@ QUICK = {
     "timeout_disconnect_grace": 0.2,
 }
 """A test waits for most of these clocks, and both sides are in one loop."""
+
+
+ON_BOTH = [
+    pytest.param(attack, tls, id=f"{attack.name}-{'tls' if tls else 'plain'}")
+    for attack in ATTACKS.values()
+    for tls in (False, True)
+    if tls or not attack.needs_tls
+]
+"""The attacks, each with whether over TLS."""
 
 
 @asynccontextmanager

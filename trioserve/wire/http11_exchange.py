@@ -21,6 +21,11 @@ RATE_PATIENCE = 30.0
 timeout_request_body is.
 """
 
+UNCANCELLED = 256 * 1024
+"""Bytes of a body that are received without a moment in which the handler can be cancelled. What is there is to be had
+even in a cancelled scope; but a client that always has more must not keep its handler for ever.
+"""
+
 REFUSAL_PATIENCE = 1.0
 """Seconds that an answer in the application's place may take to leave."""
 
@@ -42,7 +47,9 @@ class HTTP11Exchange:
     received = 0
     _waited = 0.0  # for the body, in seconds, and what came in that time, in bytes
     _waited_for = 0
+    _uncancelled = 0
     _continue_sent = False
+    _last_pieces: list[bytes] | None = None  # of a client that has left
     _is_reported = False
     _receiving = False
     _waiting = 0
@@ -88,9 +95,13 @@ class HTTP11Exchange:
         while True:
             if self._transport.has_left:
                 return await self._take_what_came()
+            # A client that sends tiny chunks without end could otherwise keep its handler from being cancelled at all.
+            if self._codec.was_much:
+                await trio.lowlevel.checkpoint_if_cancelled()
             piece = self._codec.next_body()
             if piece is not None:
-                await self._let_others_run()
+                if self._codec.was_much:
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # a piece that was read must not be lost
                 return piece
             await self._wait_for_body()
 
@@ -98,6 +109,9 @@ class HTTP11Exchange:
         if self._codec.wants_continue and not self._continue_sent and self.status is None:
             self._continue_sent = True
             await self._transport.send(self._codec.informational(CONTINUE, ()), self._server.config.timeout_write)
+        if self._uncancelled >= UNCANCELLED:
+            self._uncancelled = 0
+            await trio.lowlevel.checkpoint_if_cancelled()
         began = trio.current_time()
         deadline = began + min(self._server.config.timeout_request_body, self._patience_left())
         while True:
@@ -113,14 +127,11 @@ class HTTP11Exchange:
             if isinstance(came, bytes):
                 self._waited += trio.current_time() - began
                 self._waited_for += len(came)
+                self._uncancelled += len(came)
                 self._codec.feed(came)
                 return
             if came is Wake.DEADLINE:
                 raise ProtocolError(408, "The request body did not come in time.")
-
-    async def _let_others_run(self) -> None:
-        if self._codec.was_much:
-            await trio.lowlevel.cancel_shielded_checkpoint()  # a piece that was read must not be lost
 
     def _patience_left(self) -> float:
         """Seconds until a body of which nothing more comes is too slow. Only those count in which we wait for it."""
@@ -140,12 +151,14 @@ class HTTP11Exchange:
                 raise ClientDisconnected("the response is complete")
             if isinstance(came, bytes):
                 self._codec.feed(came)
-        pieces = []
+        self._last_pieces = self._last_pieces or []
         while piece := self._codec.next_body():
-            pieces.append(piece[0])
-            await self._let_others_run()
+            self._last_pieces.append(piece[0])
             if not piece[1]:
-                return b"".join(pieces), False
+                whole, self._last_pieces = b"".join(self._last_pieces), None
+                return whole, False
+            if self._codec.was_much:
+                await trio.lowlevel.checkpoint()
         self.outcome = Outcome.CLIENT_LEFT
         raise ClientDisconnected("the client has left in the middle of the request body")
 
