@@ -82,6 +82,30 @@ async def test_work_after_the_answer(autojump_clock: trio.testing.MockClock) -> 
         await client.aclose()
 
 
+async def test_many_requests_with_background_tasks(autojump_clock: trio.testing.MockClock) -> None:
+    """However often a connection has been taken over from a background task, what is left of that is nothing."""
+    async with memory_server(http_app(work), timeout_keep_alive=1000) as server:
+        client = await server.connect()
+        for _ in range(1500):
+            assert (await client.get("/behind")).body == b"Hi"
+        assert len(told(server)) == 1500  # each runs for 100 s
+        await trio.sleep(101)
+        assert told(server) == ["- idle, 1.0 s"]
+        await client.aclose()
+
+
+async def test_a_body_that_is_thrown_away(autojump_clock: trio.testing.MockClock) -> None:
+    """While the rest of a body is thrown away, for the sake of the next request, the connection is not idle."""
+    async with memory_server(http_app(work)) as server:
+        client = await server.connect()
+        await trio.sleep(5)
+        await client.raw(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+        await client.stream.receive_some()
+        await trio.sleep(0.5)
+        assert told(server) == ["- closes"]
+        await client.aclose()
+
+
 async def test_a_refused_client_that_does_not_go(autojump_clock: trio.testing.MockClock) -> None:
     """While the client may still read why it was refused, its connection closes."""
     async with memory_server(http_app(work)) as server:

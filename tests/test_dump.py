@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import faulthandler
 import logging
 import signal
 import sys
 import threading
 from contextlib import closing
+from typing import cast
 
 import pytest
 import trio
@@ -15,6 +17,7 @@ import trio
 from trioserve.process.deadline import show_crashes
 from trioserve.process.dump import Dump
 from trioserve.process.signals import hear_dumps
+from trioserve.server import Server
 
 from .programs import PATIENCE
 
@@ -50,6 +53,55 @@ def test_a_loop_that_runs_tells_by_itself(caplog: pytest.LogCaptureFixture) -> N
     assert message.startswith("Tasks, each with where it waits")
     assert "MainThread" not in message
     assert "Open: " not in message  # there is no server
+
+
+def test_what_cannot_be_described(caplog: pytest.LogCaptureFixture) -> None:
+    """A description that fails is told, and ends nothing."""
+
+    class Broken:
+        def activities(self) -> dict[trio.lowlevel.Task, str]:
+            raise RecursionError("too deep")
+
+    async def main() -> None:
+        one = Dump("worker 7")
+        one.attach()
+        one.server = cast("Server", Broken())
+        await trio.to_thread.run_sync(one.ask)
+
+    trio.run(main)
+    [record] = caplog.records
+    assert record.getMessage() == "worker 7: cannot describe what this process does"
+    assert "too deep" in caplog.text
+
+
+def test_a_loop_that_comes_too_late_says_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the asking thread has said for a blocked loop is not said again."""
+    monkeypatch.setattr("trioserve.process.dump.PATIENCE", 0.05)
+
+    async def main() -> None:
+        one = Dump()
+        one.attach()
+        thread = threading.Thread(target=one.ask)
+        thread.start()
+        thread.join(PATIENCE)  # the event loop is blocked
+        await trio.sleep(0.1)
+
+    trio.run(main)
+    [message] = caplog.messages
+    assert message.startswith("the event loop does not run; what runs is the task ")
+
+
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started the signal does nothing, least of all raise in whatever it interrupts."""
+
+    def refuse(function: object, arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    with hear_dumps(lambda: None):
+        signal.raise_signal(signal.SIGUSR1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGUSR1")

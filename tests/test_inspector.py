@@ -146,18 +146,23 @@ async def test_name_of_several_lines(children):
 
 
 async def test_tasks_without_end(children, monkeypatch):
-    """Beyond the limit tasks are only counted, but the one that runs is named."""
+    """Beyond the limit tasks are only counted, but the one that runs is named, and so is what is noted."""
     monkeypatch.setattr(inspector, "TASK_LIMIT", 3)
     trees = []
 
     async def look():
-        trees.append(current_tree())
+        trees.append(format_task_tree(trio.lowlevel.current_root_task(), notes))
 
+    notes = {}
     for number in range(5):
         children.start_soon(wait_here, name=f"waiting {number}")
+    await trio.testing.wait_all_tasks_blocked()
+    notes.update((task, "what it does") for task in children.child_tasks)
     children.start_soon(look, name="zealous")
     await trio.testing.wait_all_tasks_blocked()
     (tree,) = trees
+    assert [f"waiting {number}: what it does" in tree for number in range(5)] == [True] * 5
+    tree = re.sub("^- waiting . *: what it does\n", "", tree, flags=re.MULTILINE)  # those beyond the limit
     count = len(re.findall("^ *- ", tree, re.MULTILINE))
     assert count == 3
     total = trio.lowlevel.current_statistics().tasks_living + 1  # `look` has ended since

@@ -66,11 +66,13 @@ GOOD = [
     (binary(0x11, V4 + b"\x20"), PASSED),
     (binary(0x00, b""), Passed()),
     (binary(0x00, b"anything"), Passed()),
-    (binary(0x12, V4), Passed()),  # UDP
+    (binary(0x12, V4), PASSED),  # UDP
+    (binary(0x22, V6), PASSED_V6),
+    (binary(0x21, ends("::ffff:192.0.2.7", "fd00::1")), Passed(("192.0.2.7", 4711), ("fd00::1", 443))),
     (binary(0x31, bytes(216)), Passed()),
     (binary(0x31, bytes(216) + TLS), Passed(is_secured=True)),
-    (binary(0x11, V4, command=0x20), Passed()),
-    (binary(0x00, b"", command=0x20), Passed()),
+    (binary(0x11, V4, command=0x20), Passed(is_own=True)),
+    (binary(0x00, b"", command=0x20), Passed(is_own=True)),
 ]
 
 BAD = [
@@ -160,7 +162,7 @@ async def exchange(server: RunningServer, *pieces: bytes) -> bytes:
         (LINE, "(('192.0.2.7', 4711), ('10.0.0.1', 443), 'http')"),
         (binary(0x21, V6), "(('2001:db8::7', 4711), ('fd00::1', 443), 'http')"),
         (binary(0x11, V4 + TLS), "(('192.0.2.7', 4711), ('10.0.0.1', 443), 'https')"),
-        (b"PROXY UNKNOWN\r\n", "(('127.0.0.1', "),
+        (b"PROXY UNKNOWN\r\n", "(None, ('127.0.0.1', "),
         (binary(0x00, b"", command=0x20), "(('127.0.0.1', "),
     ],
 )
@@ -287,9 +289,39 @@ async def test_a_stop_waits_for_no_header() -> None:
             await stream.aclose()
 
 
-async def test_memory_streams_and_unix_peers() -> None:
-    """A stream without an address is believed where unix sockets are."""
-    options = {"forwarded_allow_ips": ["unix"], "proxy_protocol": True}
+@pytest.mark.parametrize(
+    ("header", "client"),
+    [
+        (LINE, "('192.0.2.7', 4711)"),
+        (b"PROXY UNKNOWN\r\n", "None"),
+        (binary(0x00, b""), "None"),
+        (b"PROXY TCP4 127.0.0.1 10.0.0.1 4711 443\r\n", "('192.0.2.66', 0)"),
+        (binary(0x00, b"", command=0x20), "('192.0.2.66', 0)"),
+    ],
+)
+async def test_fields_behind_the_header(header: bytes, client: str) -> None:
+    """What a request says counts only if it comes from a proxy that is trusted, not from a balancer's client."""
+    told = REQUEST.replace(b"Host: a\r\n", b"Host: a\r\nX-Forwarded-For: 192.0.2.66\r\n")
+    async with server_behind_proxy() as server:
+        assert f"({client}, " in (await exchange(server, header + told)).decode()
+
+
+async def test_dropped_in_the_header() -> None:
+    """A connection whose header has not come is lost with the others."""
+    async with server_behind_proxy() as server:
+        stream = await server.connect_stream()
+        await stream.send_all(LINE[:7])
+        while not any(" PROXY header, " in words for words in server.server.activities().values()):
+            await trio.sleep(0.005)
+        await server.server.drop_connections()
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        await stream.aclose()
+
+
+async def test_memory_streams() -> None:
+    """A stream that is no socket's is believed where everybody is."""
+    options = {"forwarded_allow_ips": ["*"], "proxy_protocol": True}
     async with memory_server(http_app(tell_scope), **options) as server:
         client = await server.connect()
         await client.raw(LINE)

@@ -241,6 +241,18 @@ def test_watchdog(folder):
     assert program.errors.count("has been blocked") == 1
 
 
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2", "--timeout-worker-healthcheck", "0.5")])
+def test_watchdog_in_the_start(folder, arguments):
+    """An application that blocks while it starts is told of, and not killed for it."""
+    (folder / "main.py").write_text(
+        WORKER_APP.replace("        await receive()\n", "        await receive()\n        time.sleep(1)\n", 1)
+    )
+    with serving(folder, "--watchdog", "0.2", *arguments) as program:
+        program.ask()
+        program.wait_for(r"error: the event loop has been blocked for \d\.\d s in the task trioserve lifespan\n")
+    assert "is killed" not in program.errors
+
+
 def test_a_fatal_signal_shows_the_stacks(folder):
     """What crashes a process, such as native code that goes wrong, ends it with every thread's stack."""
     with start(*SERVE, cwd=folder) as program:

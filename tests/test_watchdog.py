@@ -1,5 +1,6 @@
 """The watchdog: real blocked loops, and loops that only seem blocked."""
 
+import ctypes
 import logging
 import os
 import re
@@ -196,14 +197,34 @@ async def test_what_is_served_is_told(log):
     assert any(re.fullmatch(r" *- serving.*: 10\.0\.0\.1:5 GET /slow, 3\.0 s", line) for line in rest)
 
 
+async def test_a_blockage_that_cannot_be_described(log):
+    """Whatever goes wrong with the description, the blockage is told and reported."""
+
+    def fail():
+        raise RecursionError("too deep")
+
+    async with watched(activities=fail) as reports:
+        reports.block()
+    [line] = blockages(log)
+    assert re.search(r"for \d\.\d s, and cannot be described: RecursionError\('too deep'\)$", line)
+
+
+async def test_native_code_that_keeps_the_lock_and_sleeps(log):
+    """Where no thread could run, and no processor time was used, the watchdog says at least for how long."""
+    async with watched():
+        ctypes.PyDLL(None).usleep(600_000)
+        await until(lambda: any("the process did not run for 0." in line for line in log.lines))
+    assert blockages(log) == []
+
+
 async def test_how_late_the_loop_is():
     """Each beat tells how late it is: hardly, or by how long the loop was blocked when it was due."""
     late = []
     async with watched(seconds=2, on_beat=late.append):
         assert late == [pytest.approx(0, abs=0.1)]
-        block_for(1)  # and the next beat is due in half a second
+        block_for(1)  # and the next beat is due in a quarter of a second
         await until(lambda: len(late) == 2)
-    assert late[1] >= 0.5 - 0.1
+    assert late[1] >= 0.75 - 0.1
 
 
 async def test_two_blockages(log):
@@ -395,5 +416,7 @@ def test_stopped_process(tmp_path):
         program.signal(signal.SIGCONT)
         program.wait_for("done")
         assert program.wait() == 0
-    assert program.errors == ""
+    # That it did not run at all is told, and is nobody's fault.
+    [line] = program.errors.splitlines()
+    assert re.fullmatch(r"the process did not run for \d\.\d s: it was stopped, or starved, or native code .*", line)
     assert "reported" not in program.output

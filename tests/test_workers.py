@@ -481,6 +481,19 @@ def test_every_worker_tells_what_it_does(folder):
         assert program.wait() == 0
 
 
+def test_one_worker_tells_what_it_does(folder):
+    """SIGUSR1 to a worker is answered by that one, and ends nothing."""
+    with serving(folder) as (program, workers):
+        asked, other = workers
+        os.kill(asked, signal.SIGUSR1)
+        program.wait_for(rf"warning: worker {asked}: Tasks, each with where it waits")
+        program.wait_for(r"Open: connections \d+, requests 0, WebSockets 0; the event loop was late by ")
+        assert program.wait_for_answers(2) == workers
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+    assert f"worker {other}: Tasks" not in program.errors
+
+
 def test_terminated_worker_is_replaced(folder):
     """A worker that gets a SIGTERM of its own finishes, and only once there is another."""
     with serving(folder) as (program, old), contextlib.ExitStack() as stack:

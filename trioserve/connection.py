@@ -91,7 +91,8 @@ class Connections:
         )
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         config = server.config
-        self._proxies = Trust(config.forwarded_allow_ips) if config.proxy_protocol else None
+        self._trust = Trust(config.forwarded_allow_ips) if config.forwarded_allow_ips else None
+        self._hears_proxies = config.proxy_protocol
         self._open: set[_Connection] = set()
         self._transports: set[Transport] = set()
         self._handshaking: set[Transport] = set()
@@ -178,9 +179,9 @@ class Connections:
         if watched is not None:
             nursery.start_soon(watched.watch)
         begun = b""
-        if self._proxies is not None:
+        if self._trust is not None:
             connection.phase = "PROXY header"
-            heard = await self._hear_proxy(self._proxies, transport, endpoint)
+            heard = await self._hear_proxy(self._trust, transport, endpoint)
             if heard is None:
                 await transport.aclose()  # which also ends the task that watches a stream
                 return
@@ -211,11 +212,14 @@ class Connections:
             return SocketTransport(accepted, self._reactor, clock)
         return StreamTransport(accepted, clock)
 
-    async def _hear_proxy(self, proxies: Trust, transport: Transport, endpoint: Endpoint) -> bytes | None:
+    async def _hear_proxy(self, trust: Trust, transport: Transport, endpoint: Endpoint) -> bytes | None:
         """Hear from a trusted proxy whose connection it passes on; returns what came behind that, None if nothing."""
+        endpoint.is_proxy = trust.covers_peer(endpoint)
+        if not self._hears_proxies:
+            return b""
         if endpoint.server is None and isinstance(transport, SocketTransport):
             return None  # it has gone already, as a balancer's check does, and nobody can tell who it was
-        if not proxies.covers_peer(endpoint.client):
+        if not endpoint.is_proxy:
             return b""
         deadline = trio.current_time() + self._server.config.timeout_proxy_protocol
         self._handshaking.add(transport)
@@ -230,8 +234,10 @@ class Connections:
         if heard is None:
             return None
         passed, rest = heard
-        if passed.client is not None:
-            endpoint.client, endpoint.server = passed.client, passed.server
+        if not passed.is_own:
+            # What stands in the requests counts no more, unless the one who sent them is a proxy, too.
+            endpoint.client, endpoint.server = passed.client, passed.server or endpoint.server
+            endpoint.is_proxy = passed.client is not None and trust.names(passed.client[0])
         if passed.is_secured:
             endpoint.scheme = "https"
         return rest

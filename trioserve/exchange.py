@@ -25,12 +25,14 @@ class Endpoint:
     """What is known of a connection before its first byte.
 
     ``tls`` gives the ASGI TLS extension's values, or None on a plain connection; computed when first asked for.
+    ``is_proxy``: the client is a proxy that is believed in what it says of others.
     """
 
     client: Address | None = None
     server: Address | None = None
     scheme: str = "http"
     tls: Callable[[], PlainValues | None] = _no_tls
+    is_proxy: bool = False
 
     @property
     def client_name(self) -> str:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 
 from .config import Config
 from .exchange import Address, Request
-from .trust import Trust
+from .trust import Trust, read_address
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _PORTS = {"http": 80, "https": 443}
@@ -26,6 +25,11 @@ _TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"  # noqa: S105 - a token of HTTP
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _PAIR = re.compile(rf"\s*({_TOKEN})=({_TOKEN}|{_QUOTED})\s*")
 _ELEMENT = re.compile(rf'(?:{_QUOTED}|[^",])*')
+_PARTS = re.compile(rf'(?:{_QUOTED}|[^";])+')  # only for an element whose quotes are closed, else it is slow
+_UNREADABLE = "="
+
+HOPS_AT_MOST = 32
+"""Proxies that a request may have come through. Clients can send longer chains, and somebody has to read them."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class Forwarded:
     def apply(self, request: Request) -> None:
         """Change the request's endpoint, and its Host field and root path where these are told.
 
-        What has an underscore where such a field has a hyphen is dropped: an application may not see the difference.
+        Names with an underscore are dropped, as nginx does: an application may take them for the proxy's with a hyphen.
         """
-        if not self._trust.covers_peer(request.endpoint.client):
+        if not request.endpoint.is_proxy:
             return
         fields: dict[bytes, list[str]] = {}
         kept = []
@@ -64,7 +68,7 @@ class Forwarded:
             name = field[0]
             if name in self._names:
                 fields.setdefault(name, []).append(field[1].decode("latin-1"))
-            if b"_" not in name or not name.replace(b"_", b"-").startswith((b"x-forwarded", b"x-real-ip")):
+            if b"_" not in name:
                 kept.append(field)
         request.headers = kept
         if fields:
@@ -96,19 +100,20 @@ class Forwarded:
 
     def _read_elements(self, lines: Sequence[str]) -> _Told:
         """Read the field Forwarded (RFC 7239 §4): an element by each proxy."""
-        elements = [_read_element(text) for text in _split_elements(lines)]
+        elements = [_read_element(text) for text in _split_elements(lines)[-HOPS_AT_MOST:]]
         if not elements:
             return _Told()
         element = elements[self._find_client([one.get("for", "") for one in elements])]
         return _Told(element.get("for", "unknown"), element.get("proto"), element.get("host"))
 
     def _find_client(self, nodes: Sequence[str]) -> int:
-        """The place of the right-most who is not trusted; 0 if all are."""
-        for place in range(len(nodes) - 1, 0, -1):
+        """The place of the right-most who is no proxy of ours; of the farthest that counts, if all are."""
+        first = max(0, len(nodes) - HOPS_AT_MOST)
+        for place in range(len(nodes) - 1, first, -1):
             address = _read_node(nodes[place])
-            if address is None or not self._trust.covers(address[0]):
+            if address is None or not self._trust.names(address[0]):
                 return place
-        return 0
+        return first
 
     # Putting it in place
 
@@ -116,7 +121,7 @@ class Forwarded:
         endpoint = request.endpoint
         client = endpoint.client if told.client is None else _read_node(told.client)
         scheme = _SCHEMES.get((told.scheme or "").lower(), endpoint.scheme)
-        request.endpoint = replace(endpoint, client=client, scheme=scheme)
+        request.endpoint = replace(endpoint, client=client, scheme=scheme, is_proxy=False)
         if told.host is not None or told.port is not None:
             self._put_host(request, told, scheme)
         if told.prefix is not None and _PREFIX.fullmatch(prefix := told.prefix.rstrip("/")):
@@ -140,6 +145,7 @@ def _split(lines: Sequence[str]) -> list[str]:
 
 
 def _split_elements(lines: Sequence[str]) -> list[str]:
+    """The elements as text; what cannot be taken apart is an element that says nothing."""
     elements = []
     for line in lines:
         position = 0
@@ -149,7 +155,7 @@ def _split_elements(lines: Sequence[str]) -> list[str]:
             text, position = found[0], found.end()
             if position < len(line) and line[position] != ",":
                 # A quote that is not closed: nothing from here on can be read, and so nobody knows who the client is.
-                text, position = line, len(line)
+                text, position = _UNREADABLE, len(line)
             if text.strip():
                 elements.append(text)
             position += 1
@@ -159,7 +165,7 @@ def _split_elements(lines: Sequence[str]) -> list[str]:
 def _read_element(text: str) -> dict[str, str]:
     """The pairs of an element; empty if it is malformed."""
     pairs = {}
-    for part in re.findall(rf"(?:{_QUOTED}|[^;])+", text):
+    for part in _PARTS.findall(text):
         pair = _PAIR.fullmatch(part)
         if pair is None:
             return {}
@@ -170,17 +176,14 @@ def _read_element(text: str) -> dict[str, str]:
 
 def _read_node(text: str) -> Address | None:
     """The address and the port, 0 if there is none; None for what is no address, such as ``unknown``."""
-    try:
-        return str(ip_address(text)), 0
-    except ValueError:
-        pass
+    address = read_address(text)
+    if address is not None:
+        return str(address), 0
     found = _NODE.fullmatch(text.strip('"'))
     if found is None:
         return None
-    try:
-        return str(ip_address(found[1] or found[2])), _read_port(found[3]) or 0
-    except ValueError:
-        return None
+    address = read_address(found[1] or found[2])
+    return None if address is None else (str(address), _read_port(found[3]) or 0)
 
 
 def _read_port(text: str | None) -> int | None:

@@ -21,7 +21,7 @@ import trio
 from .types import AnyValue
 
 TASK_LIMIT = 2000
-"""Tasks that are shown with where they wait; of the others, only how many they are."""
+"""Tasks that are shown with where they wait; of the others, what is noted of them, and how many they are."""
 
 FRAME_LIMIT = 12
 """Frames shown of each task, the innermost. A wait for a socket takes eight of them inside Trio."""
@@ -71,16 +71,17 @@ def format_task_tree(root: trio.lowlevel.Task, notes: Notes | None = None) -> st
     its children is that of the nursery's ``async with``. A running task has no place where it waits: it says
     "running", and the stack of the event loop's thread says the rest. Of system tasks there are only the names.
     """
+    notes = notes or {}
     nurseries = root.child_nurseries
     places = _walk(nurseries[_SYSTEM_NURSERIES:])
     lines = ["Tasks, each with where it waits, the most recent call last:"]
     for place in islice(places, TASK_LIMIT):
-        lines += _describe_task(place, notes or {})
+        lines += _describe_task(place, notes)
     # The rest of the same walk. One of them may be the one that the reader is after.
     rest = list(places)
     if rest:
         lines.append(f"... and {len(rest)} more")
-        lines += [f"running: {_name_of(place.task)}" for place in rest if place.is_running]
+        lines += [_describe_briefly(place, notes) for place in rest if place.is_running or place.task in notes]
     system = [_name_of(child.task) for child in _children(nurseries[:_SYSTEM_NURSERIES], 0)]
     more = f", and {len(system) - _SYSTEM_TASK_LIMIT} more" if len(system) > _SYSTEM_TASK_LIMIT else ""
     lines.append(f"System tasks: {', '.join(system[:_SYSTEM_TASK_LIMIT])}{more}")
@@ -126,6 +127,11 @@ def _children(nurseries: Sequence[trio.Nursery], depth: int) -> list[_Place]:
 def _name_of(task: trio.lowlevel.Task) -> str:
     # A name is any text of the application's: without the escapes of repr() it could be several lines.
     return repr(task.name)[1:-1]
+
+
+def _describe_briefly(place: _Place, notes: Notes) -> str:
+    note = notes.get(place.task)
+    return f"{'running: ' if place.is_running else '- '}{_name_of(place.task)}{'' if note is None else ': ' + note}"
 
 
 def _describe_task(place: _Place, notes: Notes) -> list[str]:

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from .errors import ConfigError
-from .exchange import Address
+from .exchange import Endpoint
 
 EVERYBODY = "*"
 UNIX = "unix"
@@ -26,6 +26,25 @@ def parse_network(text: str) -> _Network | None:
         ) from None
 
 
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def read_address(text: str) -> _Address | None:
+    """Read an address as somebody tells it; None for what is none.
+
+    An IPv4 address in the form of an IPv6 one, as a socket for both versions has it, is an IPv4 address.
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.scope_id is not None:
+        return None  # an interface of this machine, in words of any kind, is no place that somebody else can name
+    return address.ipv4_mapped or address
+
+
 class Trust:
     """The peers that are believed: ``names`` are addresses, networks, ``unix`` for unix sockets, ``*`` for all."""
 
@@ -33,30 +52,21 @@ class Trust:
         names = list(names)
         self._networks = [network for network in map(parse_network, names) if network is not None]
         self._trusts_all = EVERYBODY in names
-        self._trusts_unix = UNIX in names or self._trusts_all
-        self._known: dict[str, bool] = {}
+        self._trusts_unix = UNIX in names
 
-    def covers_peer(self, peer: Address | None) -> bool:
-        """Whether the other end of a connection is believed; None and a path are a unix socket's."""
-        return self._trusts_unix if peer is None or peer[1] is None else self.covers(peer[0])
+    def covers_peer(self, endpoint: Endpoint) -> bool:
+        """Whether who has connected is believed.
 
-    def covers(self, host: str) -> bool:
-        """Whether this is the address of one who is believed."""
-        known = self._known.get(host)
-        if known is None:
-            if len(self._known) >= _KNOWN_AT_MOST:
-                self._known.clear()
-            known = self._known[host] = self._trusts_all or self._is_named(host)
-        return known
+        A peer without an address is on a unix socket, whose own end has a path; or it has gone already, or is no
+        socket's, and then nobody can tell who it is.
+        """
+        if self._trusts_all:
+            return True
+        if endpoint.client is not None:
+            return self.names(endpoint.client[0])
+        return self._trusts_unix and endpoint.server is not None and endpoint.server[1] is None
 
-    def _is_named(self, host: str) -> bool:
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # as a socket for both versions tells an IPv4 address
-        return any(address in network for network in self._networks)
-
-
-_KNOWN_AT_MOST = 1000
+    def names(self, host: str) -> bool:
+        """Whether this is the address of a proxy that was named, for which ``*`` is not enough."""
+        address = read_address(host.partition("%")[0])
+        return address is not None and any(address in network for network in self._networks)

@@ -5,7 +5,6 @@ Source: "The PROXY protocol, versions 1 & 2" (HAProxy, 2020), the sections named
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 import struct
@@ -15,6 +14,7 @@ from ..drain import Drain, DrainKind
 from ..errors import ProtocolError
 from ..exchange import Address
 from ..transport import Transport, Wake
+from ..trust import read_address
 
 LONGEST_LINE = 107
 """Bytes of a line of version 1, with its end (§2.1)."""
@@ -27,8 +27,8 @@ _FIXED = struct.Struct("!12sBBH")
 _LINE = re.compile(rb"PROXY (TCP[46]) ([0-9a-fA-F.:]+) ([0-9a-fA-F.:]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})\r\n")
 _UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?\r\n")
 _LOCAL, _PROXY = 0x20, 0x21
-_STREAMS = {0x11: (4, socket.AF_INET), 0x21: (16, socket.AF_INET6)}  # §2.2: TCP over IPv4 and over IPv6
-_UNIX_STREAM, _UNIX_LENGTH = 0x31, 216
+_FAMILIES = {0x1: (4, socket.AF_INET), 0x2: (16, socket.AF_INET6)}  # §2.2: the upper half of the byte
+_UNIX, _UNIX_LENGTH = 0x3, 216
 _TLS, _CLIENT_TLS = 0x20, 0x01  # §2.2.5: PP2_TYPE_SSL, PP2_CLIENT_SSL
 
 
@@ -36,13 +36,14 @@ _TLS, _CLIENT_TLS = 0x20, 0x01  # §2.2.5: PP2_TYPE_SSL, PP2_CLIENT_SSL
 class Passed:
     """The connection that a balancer has accepted.
 
-    ``client`` and ``server`` are its two ends, None where they are not told: then the balancer speaks for itself, as in
-    a health check, or does not know. ``is_secured``: the client spoke TLS, which the balancer has undone.
+    ``client`` and ``server`` are its two ends, None where they are not told. ``is_secured``: the client spoke TLS,
+    which the balancer has undone. ``is_own``: there is no client, the balancer speaks for itself, as in a health check.
     """
 
     client: Address | None = None
     server: Address | None = None
     is_secured: bool = False
+    is_own: bool = False
 
 
 async def receive_header(transport: Transport, *, deadline: float, drain: Drain) -> tuple[Passed, bytes] | None:
@@ -107,11 +108,8 @@ def _parse_line(data: bytes) -> tuple[Passed, int] | None:
 
 
 def _read_end(host: bytes, port: bytes, version: int) -> Address:
-    try:
-        address = ipaddress.ip_address(host.decode("ascii"))
-    except ValueError:
-        raise ProtocolError(400, "an address in the PROXY line is none") from None
-    if address.version != version or int(port) > 0xFFFF:
+    address = read_address(host.decode("ascii"))
+    if address is None or (b":" in host) is not (version == 6) or int(port) > 0xFFFF:
         raise ProtocolError(400, f"an address in the PROXY line is none of TCP{version}")
     return str(address), int(port)
 
@@ -127,22 +125,24 @@ def _parse_binary(data: bytes) -> tuple[Passed, int] | None:
         raise ProtocolError(400, "the PROXY header is too long")
     if len(data) < end:
         return None
-    return Passed() if command == _LOCAL else _read_passed(family, data[_FIXED.size : end]), end
+    return Passed(is_own=True) if command == _LOCAL else _read_passed(family, data[_FIXED.size : end]), end
 
 
 def _read_passed(family: int, rest: bytes) -> Passed:
     client = server = None
-    if family in _STREAMS:
-        size, kind = _STREAMS[family]
+    kind = family >> 4
+    if kind in _FAMILIES:
+        size, version = _FAMILIES[kind]
         taken = 2 * size + 4
         if len(rest) < taken:
             raise ProtocolError(400, "the PROXY header is too short for its addresses")
         ports = struct.unpack_from("!HH", rest, 2 * size)
-        client = socket.inet_ntop(kind, rest[:size]), ports[0]
-        server = socket.inet_ntop(kind, rest[size : 2 * size]), ports[1]
+        client, server = (
+            (str(read_address(socket.inet_ntop(version, rest[n * size : (n + 1) * size]))), ports[n]) for n in (0, 1)
+        )
     else:
         # §2.2: other families must be accepted, and their addresses left alone.
-        taken = _UNIX_LENGTH if family == _UNIX_STREAM else len(rest)
+        taken = _UNIX_LENGTH if kind == _UNIX else len(rest)
     return Passed(client, server, _was_secured(rest[taken:]))
 
 

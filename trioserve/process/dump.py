@@ -34,27 +34,45 @@ class Dump:
 
     def ask(self) -> None:
         """Log it: from the event loop, or from this thread, which must be another one, if that does not come to it."""
-        begun = threading.Event()
+        begun, is_late = threading.Event(), threading.Event()
 
         def log() -> None:
             begun.set()
-            self._log()
+            if not is_late.is_set():
+                self._log()
 
         if self._token is not None:
             # The loop may have ended, and then there is nothing left to wait for.
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(log)
         if not begun.wait(PATIENCE):
-            running = None if self._root is None else describe_running(self._root, self._activities())
-            self._log(f"the event loop does not run{'' if running is None else f'; what runs is {running}'}\n")
+            is_late.set()
+            self._log(is_blocked=True)
 
-    def _log(self, text: str = "") -> None:
-        tree = "" if self._root is None else format_task_tree(self._root, self._activities()) + "\n"
-        figures = "" if self.server is None else f"\n{_describe(self.server.statistics())}"
-        server_log.warning("%s", f"{self._prefix}{text}{tree}{format_thread_stacks()}{figures}")
-
-    def _activities(self) -> Notes:
+    def activities(self) -> Notes:
+        """As Server.activities; nothing as long as there is no server."""
         return {} if self.server is None else self.server.activities()
+
+    def _log(self, *, is_blocked: bool = False) -> None:
+        try:
+            text = self._describe(is_blocked=is_blocked)
+        except Exception:  # noqa: BLE001 - what describes a program must not end it
+            server_log.exception("%scannot describe what this process does", self._prefix)
+        else:
+            server_log.warning("%s%s", self._prefix, text)
+
+    def _describe(self, *, is_blocked: bool) -> str:
+        parts = [format_thread_stacks()]
+        if self._root is not None:
+            notes = self.activities()
+            parts.insert(0, format_task_tree(self._root, notes))
+            running = describe_running(self._root, notes)
+        if is_blocked:
+            what = "" if self._root is None or running is None else f"; what runs is {running}"
+            parts.insert(0, f"the event loop does not run{what}")
+        if self.server is not None:
+            parts.append(_describe(self.server.statistics()))
+        return "\n".join(parts)
 
 
 def _describe(figures: Statistics) -> str:

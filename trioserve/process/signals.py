@@ -233,7 +233,6 @@ def hear_dumps(asked: Callable[[], None]) -> Iterator[None]:
     if number is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Not threading's: the main thread may have been interrupted while it holds a lock of that.
     previous = signal.signal(number, lambda number, frame: _start_thread(asked))
     try:
         yield
@@ -242,7 +241,10 @@ def hear_dumps(asked: Callable[[], None]) -> Iterator[None]:
 
 
 def _start_thread(function: Callable[[], None]) -> None:
-    _thread.start_new_thread(function, ())
+    """In a signal handler: start a thread, if there is one to be had."""
+    # Not threading's: the main thread may have been interrupted while it holds a lock of that.
+    with contextlib.suppress(RuntimeError):
+        _thread.start_new_thread(function, ())
 
 
 @contextlib.contextmanager
@@ -280,11 +282,13 @@ class _Terminal:
 class WorkerSignals:
     """A worker's signals: a Ctrl-C is for the supervisor, which hears it too, and a SIGTERM is told to ``terminated``.
 
-    Entered in the main thread, for the rest of the process.
+    ``asked`` is called in a thread of its own for each SIGUSR1. Entered in the main thread, for the rest of the
+    process.
     """
 
-    def __init__(self, terminated: Callable[[], None]) -> None:
+    def __init__(self, terminated: Callable[[], None], asked: Callable[[], None]) -> None:
         self._terminated = terminated
+        self._asked = asked
         self._interrupts = False
 
     def take_over(self) -> None:
@@ -297,6 +301,7 @@ class WorkerSignals:
         else:
             # The end of a terminal is the supervisor's affair, too.
             signal.signal(signal.SIGHUP, _ignore)
+            signal.signal(signal.SIGUSR1, lambda number, frame: _start_thread(self._asked))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Single(Observer):
         async with trio.open_nursery() as attendants:
             await attendants.start(self._hear_signals)
             attendants.start_soon(self._feed_watchdog)
-            attendants.start_soon(self._watch_loop)
+            await attendants.start(self._watch_loop)
             attendants.start_soon(self._keep_certificates)
             try:
                 with self._scope:
@@ -83,13 +83,16 @@ class Single(Observer):
         self._certificates = CertificateKeeper(self._server, self._settings.config, loaded_from=loaded_from)
         await self._certificates.run()
 
-    async def _watch_loop(self) -> None:
+    async def _watch_loop(self, task_status: trio.TaskStatus[None]) -> None:
         limit = self._settings.config.watchdog
-        if limit is not None:
-            await self._serves.wait()
-            assert self._server is not None
-            server = self._server
-            await Watchdog(Limit(limit), activities=server.activities, on_beat=server.note_loop_lag).run()
+        if limit is None:
+            task_status.started()
+        else:
+            await Watchdog(Limit(limit), activities=self._dump.activities, on_beat=self._note_beat).run(task_status)
+
+    def _note_beat(self, late: float) -> None:
+        if self._server is not None:
+            self._server.note_loop_lag(late)
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd's watchdog that the event loop runs."""

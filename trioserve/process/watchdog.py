@@ -21,6 +21,9 @@ from ..logs import server_log
 BEATS = 4
 """Beats of the event loop, and looks of the thread, in the shortest limit."""
 
+BEAT = 0.25
+"""Seconds between two beats, if not less by that: what is late in between can hide for so long."""
+
 PATIENCE = 1.0
 """Seconds that logging has to take a record, and then the output."""
 
@@ -50,8 +53,8 @@ class Watchdog:
     and once the loop goes on, that it does.
     activities: what tasks are for, as Server.activities; called in that thread.
     output: a descriptor to write to if logging does not take a record within a second. Not owned.
-    on_beat: called in the event loop at each beat, four times in the shortest limit, with how many seconds late the
-    beat is.
+    on_beat: called in the event loop at each beat, at least four times in the shortest limit, with how many seconds
+    late the beat is.
     """
 
     def __init__(
@@ -63,25 +66,27 @@ class Watchdog:
     ) -> None:
         self._limits = sorted(limits, key=lambda limit: limit.seconds)
         self._period = self._limits[0].seconds / BEATS
+        self._pause = min(self._period, BEAT)
         self._activities = activities
         self._output = output
         self._on_beat = on_beat
         self._last_beat = 0.0
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Beat, and be watched, until cancelled. The thread ends then, as soon as what it is saying is said."""
         self._last_beat = time.monotonic()
         ended = threading.Event()
         root = trio.lowlevel.current_root_task()
         assert root is not None  # in a task there is one
         threading.Thread(target=self._watch, args=(root, ended), name="trioserve watchdog", daemon=True).start()
+        task_status.started()
         try:
             due = self._last_beat
             while True:
                 self._last_beat = time.monotonic()
                 self._on_beat(self._last_beat - due)
-                due = self._last_beat + self._period
-                await trio.sleep(self._period)
+                due = self._last_beat + self._pause
+                await trio.sleep(self._pause)
         finally:
             # A cancellation is a sign of life too. The thread is not waited for: it may be waiting for the log.
             self._last_beat = time.monotonic()
@@ -92,7 +97,7 @@ class Watchdog:
         alive = silent_since = self._last_beat  # or later, if nothing could beat
         ahead = self._limits  # those that this silence has not reached
         while True:
-            was_stopped = self._is_stopped_in_wait(ended)
+            was_stopped = self._is_stopped_in_wait(ended)  # after which the silence counts anew
             beat = self._last_beat
             is_blocked = ahead is not self._limits
             if is_blocked and beat > alive:
@@ -115,10 +120,15 @@ class Watchdog:
                 limit.report(silence)
 
     def _tell_blockage(self, root: trio.lowlevel.Task, silence: float) -> None:
-        notes = self._activities()
-        stacks, tasks, running = format_thread_stacks(), format_task_tree(root, notes), describe_running(root, notes)
-        doing = "" if running is None else f" in {running}"
-        self._say(logging.ERROR, f"the event loop has been blocked for {silence:.1f} s{doing}\n{stacks}\n{tasks}")
+        text = f"the event loop has been blocked for {silence:.1f} s"
+        try:
+            notes = self._activities()
+            running = describe_running(root, notes)
+            doing = "" if running is None else f" in {running}"
+            text += f"{doing}\n{format_thread_stacks()}\n{format_task_tree(root, notes)}"
+        except Exception as error:  # noqa: BLE001 - that it is blocked must be said, and reported, all the same
+            text += f", and cannot be described: {error!r}"
+        self._say(logging.ERROR, text)
 
     def _is_stopped_in_wait(self, ended: threading.Event) -> bool:
         """Wait until the next look; True if in the meantime the process as a whole did not run.
@@ -129,6 +139,10 @@ class Watchdog:
         began, used = time.monotonic(), time.process_time()
         ended.wait(self._period)
         late = time.monotonic() - began - self._period
+        if late > self._limits[0].seconds:
+            # Nobody could see where. That native code keeps the interpreter's lock, and sleeps, is the rarest reason.
+            reasons = "it was stopped, or starved, or native code kept all its threads waiting"
+            self._say(logging.WARNING, f"the process did not run for {late:.1f} s: {reasons}")
         # This thread also wakes late if native code keeps the interpreter's lock: a search with an unlucky regular
         # expression, say. The loop is blocked by that as well, and the processor time tells the two apart: a process
         # that was stopped can have used no more than what it had until then, one period.

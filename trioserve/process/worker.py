@@ -44,8 +44,8 @@ class WorkerRun(Observer):
         self._link = link
         self._hard = HardDeadline(job.config)
         self._hard.open()
-        self._signals = WorkerSignals(self._terminated)
         self._dump = Dump(f"worker {os.getpid()}")
+        self._signals = WorkerSignals(self._terminated, self._dump.ask)
         self._token: trio.lowlevel.TrioToken | None = None
         self._asked: list[Order] = []
         self._server: Server | None = None
@@ -78,7 +78,7 @@ class WorkerRun(Observer):
         for order in list(self._asked):
             self._obey(order)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._beat)
+            await nursery.start(self._beat)
             try:
                 with self._scope:
                     listeners = [_open_listener(one) for one in self._job.sockets]
@@ -89,16 +89,19 @@ class WorkerRun(Observer):
                 nursery.cancel_scope.cancel()
         return None
 
-    async def _beat(self) -> None:
-        await self._serves.wait()
-        assert self._server is not None
-        config, limits = self._job.config, []
-        if config.watchdog is not None:
-            limits.append(Limit(config.watchdog))
-        if self._job.checks_health:
+    async def _beat(self, task_status: trio.TaskStatus[None]) -> None:
+        config = self._job.config
+        limits = [] if config.watchdog is None else [Limit(config.watchdog)]
+        async with trio.open_nursery() as nursery:
+            if limits:
+                await nursery.start(Watchdog(*limits).run)
+            task_status.started()
+            await self._serves.wait()
+            nursery.cancel_scope.cancel()
+        if self._job.checks_health:  # only now: a long start-up is no fault
             limits.append(Limit(config.timeout_worker_healthcheck, lambda seconds: self._link.report(Report.BLOCKED)))
         if limits:
-            await Watchdog(*limits, activities=self._server.activities, on_beat=self._tell_beat).run()
+            await Watchdog(*limits, activities=self._dump.activities, on_beat=self._tell_beat).run()
 
     def _tell_beat(self, late: float) -> None:
         assert self._server is not None

@@ -48,6 +48,7 @@ class HTTP11Connection:
         "_codec",
         "_endpoint",
         "_exchange",
+        "_family",
         "_grace_deadline",
         "_looks_for_successor",
         "_must_reset",
@@ -57,7 +58,7 @@ class HTTP11Connection:
         "_scope",
         "_served",
         "_server",
-        "_successor",
+        "_succeeded",
         "_task",
         "_timer",
         "_transport",
@@ -79,7 +80,8 @@ class HTTP11Connection:
         self._nursery = nursery
         self._exchange: HTTP11Exchange | None = None
         self._served = 0
-        self._successor: HTTP11Connection | None = None
+        self._succeeded = False
+        self._family: set[HTTP11Connection] = set()  # those that run, once there is a successor
         self._looks_for_successor = False
         self._scope = scope
         self._timer: Timer | None = None
@@ -113,7 +115,7 @@ class HTTP11Connection:
         """Say what is still to be said, and close the transport, which a predecessor leaves alone."""
         self._reads_since = None
         try:
-            if self._successor is None:
+            if not self._succeeded:
                 if self._scope.cancelled_caught:
                     await self._answer_for_stopped()
                 with contextlib.suppress(ClientDisconnected):
@@ -124,7 +126,9 @@ class HTTP11Connection:
             self._server.drain.unregister(self._tell_drain)
             if self._exchange is not None:
                 self._finish_exchange(self._exchange)
-            if self._successor is None:
+            self._task = None
+            self._family.discard(self)
+            if not self._succeeded:
                 await self._transport.aclose(reset=self._must_reset)
 
     async def _serve_requests(self) -> None:
@@ -141,7 +145,7 @@ class HTTP11Connection:
                 return
             exchange = self._begin_exchange(head)
             await self._handle(exchange, head)
-            if self._successor is not None:
+            if self._succeeded:
                 return
             reusable = self._is_reusable(exchange) or await self._make_reusable(exchange)
             # The next call of the application finds fresh context variables only if this task is suspended in between;
@@ -199,21 +203,19 @@ class HTTP11Connection:
         """What each task of the connection does, and for how many seconds, in words; ``now`` is Trio's. For any
         thread.
         """
-        if self._task is not None:
-            yield self._task, f"{self._endpoint.client_name} {self._describe(now)}"
-        if self._successor is not None:
-            yield from self._successor.activities(now)
+        for one in list(self._family) or [self]:
+            task = one._task
+            if task is not None:
+                yield task, one._describe(now)
 
     def _describe(self, now: float) -> str:
         exchange, since = self._exchange, self._reads_since
         if exchange is not None:
-            request = exchange.request
-            kind = request.method if request.protocol is None else "WebSocket"
-            answered = " (answered)" if exchange.ended and request.protocol is None else ""
-            return f"{kind} {request.target.decode('ascii')}{answered}, {now - exchange.started:.1f} s"
-        if since is not None:
-            return f"{'reads a head' if self._codec.has_begun else 'idle'}, {now - since:.1f} s"
-        return "closes"
+            return f"{exchange.request.endpoint.client_name} {exchange.describe(now)}"
+        name = self._endpoint.client_name
+        if since is None:
+            return f"{name} closes"
+        return f"{name} {'reads a head' if self._codec.has_begun else 'idle'}, {now - since:.1f} s"
 
     # The exchange
 
@@ -354,10 +356,12 @@ class HTTP11Connection:
         self._looks_for_successor = False
         if self._exchange is exchange:
             self._server.drain.unregister(self._tell_drain)
-            successor = self._successor = HTTP11Connection(
+            self._succeeded = True
+            successor = HTTP11Connection(
                 self._transport, self._codec, self._endpoint, self._server, self._nursery, trio.CancelScope()
             )
-            successor._served = self._served
+            successor._served, successor._family = self._served, self._family
+            self._family.update((self, successor))
             await successor.run_and_end(exchange)
 
     # What stops the application

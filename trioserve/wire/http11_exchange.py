@@ -76,6 +76,13 @@ class HTTP11Exchange:
     def can_send_files(self) -> bool:
         return self._transport.can_send_files
 
+    def describe(self, now: float) -> str:
+        """What it is, and for how many seconds it has been, in words; ``now`` is Trio's."""
+        request = self.request
+        kind = request.method if request.protocol is None else "WebSocket"
+        answered = " (answered)" if self.ended and request.protocol is None else ""
+        return f"{kind} {request.target.decode('ascii')}{answered}, {now - self.started:.1f} s"
+
     # Receiving
 
     async def receive_body(self) -> tuple[bytes, bool]:
