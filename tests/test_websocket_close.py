@@ -19,7 +19,7 @@ from trioserve.asgi.session import WebSocketSession
 from trioserve.logs import Outcome, WebSocketRecord
 
 from .support import RunningServer
-from .websocket_client import WebSocketClient, frame, websocket
+from .websocket_client import WebSocketClient, frame, websocket, websocket_app
 from .websocket_servers import ON_EACH_KIND, ON_EACH_NETWORK, Side, Stage, Stopwatch, accepting, server_on
 
 pytestmark = pytest.mark.timeout(20)
@@ -66,6 +66,30 @@ async def test_the_client_closes(kind):
         assert await client.close(4321, "Schluß") == (4321, "Schluß")
         await client.wait_eof()
         assert await side.hear() == (4321, "Schluß")
+
+
+@ON_EACH_KIND
+async def test_the_client_closes_while_it_is_sent_messages(kind):
+    """An application that sends without a pause is told by send() that this is the end; the client is answered."""
+    ends = []
+
+    async def pour(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            while True:
+                await send({"type": "websocket.send", "text": "news"})
+        except ClientDisconnected:
+            ends.append(await receive())
+
+    async with server_on(kind, websocket_app(pour)) as server, websocket(server) as client:
+        with trio.fail_after(5):
+            assert await client.receive() == "news"
+            assert await client.close(1000, "enough") == (1000, "enough")
+            await client.wait_eof()
+        record = await only_record(server)
+        assert (record.code, record.outcome) == (1000, Outcome.OK)
+    assert ends == [{"type": "websocket.disconnect", "code": 1000, "reason": "enough"}]
 
 
 async def test_nonsense_instead_of_an_answer():

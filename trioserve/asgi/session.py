@@ -153,12 +153,13 @@ class WebSocketSession:
             if self._outbound.is_full:
                 await trio.lowlevel.checkpoint()
             await self._channel.wait_room()
-            if self._phase is not Phase.OPEN:
-                raise ClientDisconnected("the WebSocket is closed")
-            self._outbound.send(self._frames.message(data))
+            if is_open := self._phase is Phase.OPEN:
+                self._outbound.send(self._frames.message(data))
         except ClientDisconnected:
             self._end_without_handshake()
             raise
+        if not is_open:  # since just now, and then its closing handshake is to be completed
+            raise ClientDisconnected("the WebSocket is closed")
         self._record.sent_messages += 1
         self._record.sent += size_of(data)
 
