@@ -148,6 +148,14 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "-m", "tests.fuzz", *options)
 
 
+@nox.session(python=FOUND[0])
+def stress(session: nox.Session) -> None:
+    """Load and attack a server whose workers die, for five minutes; `nox -s stress -- --seconds 30` for a short run."""
+    install(session, "test")
+    # After Ctrl-C it ends the server; killed sooner it would leave it.
+    session.run("python", "-m", "tests.stress", *session.posargs, interrupt_timeout=30, terminate_timeout=10)
+
+
 @nox.session
 def conformance(session: nox.Session) -> None:
     """Run the Autobahn test suite on trioserve's WebSockets; `nox -s conformance -- --cases '7.*'` for some of it."""
