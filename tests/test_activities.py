@@ -12,7 +12,9 @@ import trustme
 from trioserve.config import Config
 from trioserve.connection import Connections
 from trioserve.context import ServerContext
-from trioserve.types import Receive, Scope, Send
+from trioserve.exchange import Endpoint
+from trioserve.types import AnyValue, Receive, Scope, Send
+from trioserve.wire.http11 import HTTP11Connection
 
 from .support import Recorder, RunningServer, http_app, memory_server, send_text, socket_server
 from .websocket_client import open_handshake, websocket_app
@@ -169,6 +171,12 @@ async def test_a_connection_whose_task_has_not_begun(monkeypatch: pytest.MonkeyP
         assert words.startswith("- idle, ")
         await ours.aclose()
         nursery.cancel_scope.cancel()
+
+
+def test_http_that_does_not_run() -> None:
+    """Before its task runs, and once it has ended, there is nothing to tell."""
+    nothing: AnyValue = None
+    assert list(HTTP11Connection(nothing, nothing, Endpoint(), nothing, nothing, nothing).activities(0)) == []
 
 
 async def test_loop_lag_in_the_statistics() -> None:
