@@ -593,7 +593,6 @@ def test_what_was_asked_for_is_no_fault():
         ["Exception ignored in: <function>"],
         [line_of("half a line of nobody who was killed")[:50]],
     ],
-    ids=lambda lines: lines[0][:150],
 )
 def test_what_nobody_asked_for_is_a_fault(lines):
     """Each of these alone fails the run."""
