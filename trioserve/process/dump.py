@@ -62,13 +62,13 @@ class Dump:
             server_log.warning("%s%s", self._prefix, text)
 
     def _describe(self, *, is_blocked: bool) -> str:
-        parts = [format_thread_stacks()]
+        parts, running = [format_thread_stacks()], None
         if self._root is not None:
             notes = self.activities()
             parts.insert(0, format_task_tree(self._root, notes))
             running = describe_running(self._root, notes)
         if is_blocked:
-            what = "" if self._root is None or running is None else f"; what runs is {running}"
+            what = "" if running is None else f"; what runs is {running}"
             parts.insert(0, f"the event loop does not run{what}")
         if self.server is not None:
             parts.append(_describe(self.server.statistics()))
