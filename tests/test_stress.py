@@ -35,6 +35,7 @@ from .stress.output import judge_output
 from .stress.program import Figures, ask_worker
 from .stress.report import lines_of
 from .stress.run import GRACEFUL, HARD, Plan, Result, judge_stop
+from .stress.trouble import judge_trouble
 from .stress.websocket_clients import PATHS, WebSocketTalker
 from .support import LINUX, RunningServer, socket_server
 
@@ -383,6 +384,13 @@ async def test_an_attack_that_was_cut_short_has_the_next_turn():
     assert tried[0] == tried[1]
     assert sorted(turns.take() for _ in turns.names) == turns.names
     assert ledger.survived.total() == 0
+
+
+def test_a_run_without_trouble_is_none():
+    """Workers must have died, been replaced, and come and gone."""
+    assert judge_trouble(Ledger(CLOCKS, kills=[(0, 77)], rolls=1, resizes=1)) == []
+    faults = judge_trouble(Ledger(CLOCKS, rolls=1))
+    assert [fault.partition(",")[0] for fault in faults] == ["no worker was killed", "no worker was resized"]
 
 
 async def test_every_attack_must_come_to_its_end():

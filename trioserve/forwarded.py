@@ -31,6 +31,9 @@ _UNREADABLE = "="
 HOPS_AT_MOST = 32
 """Proxies that a request may have come through. Clients can send longer chains, and somebody has to read them."""
 
+LONGEST = 4096
+"""Characters that are read of what a field says, from its end."""
+
 
 @dataclass(frozen=True)
 class _Told:
@@ -140,14 +143,24 @@ class Forwarded:
         request.endpoint = replace(request.endpoint, server=(host.strip("[]"), port))
 
 
+def _end_of(lines: Sequence[str]) -> list[str]:
+    """The last LONGEST characters of these lines: what proxies of ours have added is there."""
+    kept, left = [], LONGEST
+    for line in reversed(lines):
+        if left > 0:
+            kept.append(line[-left:])
+            left -= len(line)
+    return kept[::-1]
+
+
 def _split(lines: Sequence[str]) -> list[str]:
-    return [part for line in lines for part in (one.strip() for one in line.split(",")) if part]
+    return [part for line in _end_of(lines) for part in (one.strip() for one in line.split(",")) if part]
 
 
 def _split_elements(lines: Sequence[str]) -> list[str]:
     """The elements as text; what cannot be taken apart is an element that says nothing."""
     elements = []
-    for line in lines:
+    for line in _end_of(lines):
         position = 0
         while position <= len(line):
             found = _ELEMENT.match(line, position)

@@ -150,6 +150,7 @@ def main() -> int:
         except FoundSomething as finding:
             print(f"FOUND: {finding}", file=sys.stderr)
             status = 1
+    print("failed" if status else "passed")
     return status
 
 

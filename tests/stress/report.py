@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from ..attacks import ATTACKS
 from .output import count_messages
 from .program import Figures
 from .run import Plan, Result
@@ -26,6 +27,8 @@ def lines_of(plan: Plan, result: Result) -> Iterator[str]:
     yield _row("retried", _counts(ledger.retried))
     yield _row("clients that left on purpose", ledger.left)
     yield _row("attacks cut short", ledger.cut_short)
+    left_out = sorted(ATTACKS.keys() - set(plan.attacks))
+    yield _row("attacks left out, as they are long", f"{len(left_out)}{': ' * bool(left_out)}{', '.join(left_out)}")
     yield _row("attacks survived", _counts(ledger.survived))
     yield _row("workers killed, rolls, resizes", f"{len(ledger.kills)}, {ledger.rolls}, {ledger.resizes}")
     yield ""

@@ -21,7 +21,7 @@ from .http_client import PATIENCE, Address, open_stream
 from .ledger import Clocks, Ledger
 from .output import judge_output
 from .program import Figures, Served, Settings, served
-from .trouble import make_trouble, roll
+from .trouble import judge_trouble, make_trouble, roll
 from .websocket_clients import WebSocketTalker
 
 WORKERS = 2
@@ -140,7 +140,7 @@ async def run(plan: Plan, folder: Path) -> Result:
             nursery.cancel_scope.cancel()
         await _stop(server, result)
         result.lines = server.output.lines
-    result.faults += judge_output(result.lines, ledger)
+    result.faults += judge_output(result.lines, ledger) + judge_trouble(ledger)
     return result
 
 

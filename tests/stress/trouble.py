@@ -20,14 +20,22 @@ _ROLL_PATIENCE = 60.0
 async def make_trouble(
     server: Served, ledger: Ledger, chance: random.Random, workers: int, is_over: Callable[[], bool]
 ) -> None:
-    """Kill, roll, and resize, one after the other; each leaves as many workers as there were."""
-    troubles: list[Trouble] = []
-    while not is_over():
+    """Kill, roll, and resize, one after the other, each at least once; each leaves as many workers as there were."""
+    ahead = len(ESSENTIAL)
+    troubles = chance.sample(ESSENTIAL, ahead)
+    while ahead > 0 or not is_over():
+        ahead -= 1
         troubles = troubles or chance.sample(TROUBLES, len(TROUBLES))
         await trio.sleep(chance.uniform(0.2, 1.0))
         # Never a second death before the first is made up for: to lose all of them is another story.
         await server.wait_for_ready(workers)
         await troubles.pop()(server, ledger, chance)
+
+
+def judge_trouble(ledger: Ledger) -> list[str]:
+    """What is wrong with a run in which nothing happened."""
+    counts = {"killed": len(ledger.kills), "rolled": ledger.rolls, "resized": ledger.resizes}
+    return [f"no worker was {what}, so that this shows little" for what, count in counts.items() if not count]
 
 
 async def kill(server: Served, ledger: Ledger, chance: random.Random) -> None:
@@ -83,4 +91,5 @@ async def retire_one(server: Served, ledger: Ledger, chance: random.Random) -> N
 
 
 Trouble = Callable[[Served, Ledger, random.Random], Awaitable[None]]
+ESSENTIAL: tuple[Trouble, ...] = (kill, roll, resize)
 TROUBLES: tuple[Trouble, ...] = (kill, roll, kill, resize, roll_and_kill, retire_one)

@@ -18,14 +18,13 @@ from ..linger import linger
 from ..logs import Outcome, server_log
 from ..transport import Transport, Wake
 from .codec import Codec
+from .discard import discard_body
 from .http11_exchange import HTTP11Exchange
 from .request_reader import Head
 from .upgrade import UPGRADE_FIELDS, check_upgrade, upgrade_fields, wants_websocket
 
-# Unread request body that is swallowed to keep a connection: most of it sits in the kernel already, and reading it
-# costs less than the client's next TLS handshake.
-DISCARD_LIMIT = 64 * 1024
-DISCARD_PATIENCE = 1.0
+TAKEN_OVER_AT_ONCE = 16
+"""Requests of one connection that are answered and whose handlers still run; then its next one waits for the last."""
 
 # A stop closes idle connections at once; a head that has begun may still come to its end and be answered.
 HEAD_PATIENCE_AT_STOP = 1.0
@@ -127,7 +126,7 @@ class HTTP11Connection:
             if self._exchange is not None:
                 self._finish_exchange(self._exchange)
             self._task = None
-            self._family.discard(self)
+            self._leave_family()
             if not self._succeeded:
                 await self._transport.aclose(reset=self._must_reset)
 
@@ -292,6 +291,9 @@ class HTTP11Connection:
             return
         if self._timer is not None:
             self._disarm(self._timer)
+        self._look_for_next()
+
+    def _look_for_next(self) -> None:
         if self._codec.has_begun or (self._transport.has_unread and not self._transport.has_left):
             self._find_successor()
 
@@ -303,7 +305,7 @@ class HTTP11Connection:
         """Make ready for the next request; False if the connection must close, which has then been prepared."""
         codec, self._reads_since = self._codec, None
         if not codec.body_read and not self._transport.has_left:
-            keep = codec.keeps_alive and not exchange.must_close and await self._discard_body()
+            keep = codec.keeps_alive and not exchange.must_close and await discard_body(codec, self._transport)
             if not keep:
                 await linger(self._transport)
                 return False
@@ -320,33 +322,14 @@ class HTTP11Connection:
         self._codec.start_next()
         return True
 
-    async def _discard_body(self) -> bool:
-        """Swallow the rest of a request body; False if it is too much, or does not come."""
-        left = DISCARD_LIMIT
-        deadline = trio.current_time() + DISCARD_PATIENCE
-        try:
-            while not self._codec.body_read and trio.current_time() < deadline:
-                piece = self._codec.next_body()
-                if piece is not None:
-                    left -= len(piece[0])
-                    if left < 0:
-                        return False
-                    continue
-                came = await self._transport.receive(deadline)
-                if isinstance(came, bytes) and came:
-                    self._codec.feed(came)
-                elif came is not Wake.DRAIN:
-                    return False
-        except ProtocolError:
-            return False
-        return self._codec.body_read
-
     # The successor
 
     def _find_successor(self) -> None:
         """The client has sent something that nobody waits for: a next request, if the response is complete."""
         exchange = self._exchange
-        if exchange is not None and exchange.ended and not exchange.must_close and not self._looks_for_successor:
+        if len(self._family) > TAKEN_OVER_AT_ONCE or self._looks_for_successor:
+            return
+        if exchange is not None and exchange.ended and not exchange.must_close:
             self._looks_for_successor = True
             self._server.base.copy().run(self._nursery.start_soon, self._succeed, exchange)
 
@@ -363,6 +346,12 @@ class HTTP11Connection:
             successor._served, successor._family = self._served, self._family
             self._family.update((self, successor))
             await successor.run_and_end(exchange)
+
+    def _leave_family(self) -> None:
+        self._family.discard(self)
+        for one in self._family:
+            if not one._succeeded:  # for which there may have been no room
+                one._look_for_next()
 
     # What stops the application
 
