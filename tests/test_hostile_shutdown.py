@@ -88,7 +88,7 @@ async def test_attackers_do_not_use_up_the_grace(tls: bool, tmp_path: Path, monk
         attackable(tmp_path, tls=tls) as (server, target),
         under_attack(server, target, attacks, 1),
     ):
-        assert await stop(server, 30) < 10
+        assert await stop(server, 50) < 25  # all of them are in this process, too, which keeps it busy
 
 
 @ON_EACH_PORT

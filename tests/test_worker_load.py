@@ -55,7 +55,10 @@ async def test_killed_worker_loses_what_it_held(tmp_path: Path) -> None:
     held: set[int] = set()
     with served(tmp_path) as program:
         async with loaded(program) as load:
-            for _ in range(ROUNDS):
+            rounds = 0
+            # A worker may have answered all that its clients have not read yet. Then it has held nothing.
+            while rounds < ROUNDS or (not load.losses and rounds < 10 * ROUNDS):
+                rounds += 1
                 old = program.children()
                 killed = max(old, key=load.workers.__getitem__)
                 suspend(killed)
