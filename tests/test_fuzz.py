@@ -30,9 +30,7 @@ from .websocket_client import deflated, frame
 
 pytestmark = pytest.mark.timeout(60)
 
-few = settings(
-    max_examples=80, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
+few = settings(max_examples=80, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 
 POST = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
 TEXT, CONTINUATION, CLOSE, PING = 1, 0, 8, 9

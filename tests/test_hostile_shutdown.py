@@ -20,7 +20,7 @@ from .attacks.host import ON_BOTH, attackable
 from .attacks.peer import peer, raw_peer, request
 from .support import RunningServer, http_app, send_text
 
-pytestmark = pytest.mark.timeout(40)
+pytestmark = pytest.mark.timeout(100)
 
 GRACE = 0.3
 PATIENCE = 1.0
