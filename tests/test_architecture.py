@@ -17,7 +17,7 @@ PACKAGE = Path(trioserve.__file__).parent
 
 FLOORS = (
     # F0 words
-    ("errors", "types", "options", "bind", "trust", "config", "exchange", "transport"),
+    ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
     # F1 tools
     ("clock", "drain", "bell", "linger", "logs", "metrics", "forwarded", "context", "observer"),
     # F2 the application

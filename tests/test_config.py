@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trioserve.bind import DescriptorBind, NamedDescriptorBind, TCPBind, UnixBind, parse_bind
-from trioserve.config import Config, options, parse_header
+from trioserve.config import Config, options
 from trioserve.errors import BindError, ConfigError
+from trioserve.option_texts import parse_header
 from trioserve.options import LARGEST, Option
 
 BY_NAME = {one.name: one for one in options()}

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import functools
 import math
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,45 +16,10 @@ from typing import Literal
 
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
+from .option_texts import check_dotted_name, check_forwarded_header, check_root_path, parse_header
 from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
-
-_FIELD_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")  # RFC 9110 §5.1: a token
-_FIELD_VALUE = re.compile(r"[\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?|")  # RFC 9110 §5.5
-
-
-def parse_header(text: str) -> tuple[bytes, bytes]:
-    """Read ``Name: value``; raises ConfigError."""
-    name, colon, value = text.partition(":")
-    value = value.strip(" \t")
-    if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-        raise ConfigError(f"header must be 'Name: value', not {text!r}")
-    if name.lower() in ("connection", "content-length", "transfer-encoding", "upgrade", "trailer"):
-        raise ConfigError(f"header {name!r} belongs to the connection, and the server sets it")
-    return name.encode("ascii"), value.encode("latin-1")
-
-
-def _check_dotted_name(text: str) -> None:
-    module, colon, attribute = text.partition(":")
-    if not (module and colon and attribute):
-        raise ConfigError(f"ssl_context_factory must be module:attribute, not {text!r}")
-
-
-def _check_root_path(text: str) -> None:
-    if text and not text.startswith("/"):
-        raise ConfigError(f"root_path must begin with a slash, or be empty, not {text!r}")
-
-
-_FORWARDED_HEADERS = (
-    *(f"x-forwarded-{what}" for what in ("for", "proto", "host", "port", "prefix")),
-    "forwarded",
-)
-
-
-def _check_forwarded_header(text: str) -> None:
-    if text not in _FORWARDED_HEADERS:
-        raise ConfigError(f"forwarded_headers must be among {', '.join(_FORWARDED_HEADERS)}, not {text!r}")
 
 
 def _to_plain(value: AnyValue) -> AnyValue:
@@ -117,7 +81,7 @@ class Config:
         "auto", Group.APP, "Lifespan events: on requires them, auto does without if the application does not know them."
     )
     root_path: str = option(
-        "", Group.APP, "Path under which a proxy mounts the application.", metavar="PATH", check=_check_root_path
+        "", Group.APP, "Path under which a proxy mounts the application.", metavar="PATH", check=check_root_path
     )
     env_file: str | None = option(
         None, Group.APP, "Read environment variables from this file first (needs python-dotenv).", metavar="FILE"
@@ -141,7 +105,7 @@ class Config:
         Group.TLS,
         "module:function that is called with (config, default) and returns the SSLContext; default() builds ours.",
         metavar="NAME",
-        check=_check_dotted_name,
+        check=check_dotted_name,
     )
 
     http: Literal["auto", "h11", "httptools"] = option(
@@ -188,7 +152,7 @@ class Config:
         Group.PROXIES,
         "Fields that they set: x-forwarded-for, -proto, -host, -port, -prefix, or forwarded. Repeatable.",
         metavar="NAME",
-        check=_check_forwarded_header,
+        check=check_forwarded_header,
     )
     proxy_protocol: bool = option(
         False, Group.PROXIES, "Their connections begin with a header of the PROXY protocol, version 1 or 2."

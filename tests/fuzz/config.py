@@ -13,8 +13,9 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from trioserve.bind import parse_bind
-from trioserve.config import Config, options, parse_header
+from trioserve.config import Config, options
 from trioserve.errors import ConfigError
+from trioserve.option_texts import parse_header
 from trioserve.process.settings import format_settings, read_settings
 from trioserve.types import AnyValue, PlainValues
 
