@@ -19,7 +19,7 @@ FLOORS = (
     # F0 words
     ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "logs", "metrics", "forwarded", "context", "observer"),
+    ("clock", "drain", "bell", "linger", "logs", "metrics", "forwarded", "context", "observer", "activity"),
     # F2 the application
     ("asgi.*",),
     # F3 the client
@@ -27,11 +27,11 @@ FLOORS = (
     # F4 sockets
     ("net.*", "lanes", "connection"),
     # F5 one server
-    ("server", "inspector"),
+    ("server", "inspector", "waits", "snapshot", "outline"),
     # F6 processes
     ("process.*",),
     # F7 edges
-    ("cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
+    ("cli", "cli_inspect", "screen", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
     # the public names, and nothing else
     ("",),
 )
@@ -58,6 +58,7 @@ HOMES = {
 """The one module that may import a library: all that are not of the standard library, and the weighty ones of it."""
 
 SECOND_HOMES = {
+    ("click", "cli_inspect"),  # the sub-command
     ("wsproto", "asgi.deflate"),  # one of its extensions, with a bound that its own lacks
     ("wsproto", "asgi.quick_frames"),  # its words for what is read without it, and its mask
     ("h11", "testing.http_client"),  # the other side of it

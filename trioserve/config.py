@@ -230,6 +230,10 @@ class Config:
         metavar="SECONDS",
     )
 
+    inspector: bool = option(
+        True, Group.PROCESSES, "Let `trioserve inspect` of the same user see what this server does."
+    )
+
     reload: bool = option(False, Group.RELOAD, "Start anew when a file changes.")
     reload_dir: tuple[str, ...] = option(
         (), Group.RELOAD, "Folder to watch; default: app_dir, else the current one. Repeatable.", metavar="FOLDER"

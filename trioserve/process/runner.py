@@ -13,6 +13,7 @@ from ..logs import configure_logging, server_log
 from ..types import AnyValue, ASGIApp
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
+from .inspector_socket import offer
 from .loader import imports_application, load_app, split_target
 from .pool import Pool
 from .reloader import Reloader
@@ -96,7 +97,9 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
 def _supervise(app: str, settings: Settings) -> int:
     try:
         make_keeper = partial(Reloader, watcher=Watcher(settings.config)) if settings.config.reload else Pool
-        return trio.run(Supervisor(app, settings, make_keeper).run, instruments=[HeldInterrupts()])
+        supervisor = Supervisor(app, settings, make_keeper)
+        with offer(supervisor.inspection, wanted=settings.config.inspector) as instruments:
+            return trio.run(supervisor.run, instruments=[HeldInterrupts(), *instruments])
     except ConfigError as error:
         server_log.critical("%s", error)
         return EXIT_WRONG_USAGE

@@ -13,6 +13,8 @@ from .banner import announce
 from .certificates import CertificateKeeper, sign_files
 from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .inspection import Inspection
+from .inspector_socket import offer
 from .settings import Settings
 from .signals import Heard, StopSignals, hear_dumps, hear_signals, terminate_self
 from .systemd import Notifier
@@ -29,6 +31,7 @@ class Single(Observer):
         self._signals = signals
         self._notifier = Notifier.from_environment()
         self._dump = Dump()
+        self._inspection = Inspection("server", name)
         self._certificates: CertificateKeeper | None = None
         self._server: Server | None = None
         self._serves = trio.Event()
@@ -36,7 +39,8 @@ class Single(Observer):
         self._is_stopping = self._is_cutting = False
 
     def run(self) -> int:
-        error = trio.run(self._serve)
+        with offer(self._inspection, wanted=self._settings.config.inspector) as instruments:
+            error = trio.run(self._serve, instruments=instruments)
         if error is not None:
             return report_failure(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
         if self._server is None:
@@ -50,6 +54,7 @@ class Single(Observer):
         self._signals.attach(trio.lowlevel.current_trio_token(), self._signalled)
         failure: TrioserveError | None = None
         self._dump.attach()
+        self._inspection.loop.attach()
         async with trio.open_nursery() as attendants:
             await attendants.start(self._hear_signals)
             attendants.start_soon(self._feed_watchdog)
@@ -105,13 +110,14 @@ class Single(Observer):
     def started(self, value: Server | None = None) -> None:
         """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
         assert value is not None
-        self._server = self._dump.server = value
+        self._server = self._dump.server = self._inspection.server = value
         self._serves.set()
         self._notifier.ready("serving")
         announce(self._name, value.urls, self._settings)
 
     def phase_changed(self, phase: Phase) -> None:
         self._signals.phase_changed(phase)
+        self._inspection.phase = phase
         if phase in (Phase.DRAINING, Phase.CANCELLING):
             self._is_stopping = True
             self._notifier.stopping("stopping")

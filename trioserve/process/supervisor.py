@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -11,10 +11,13 @@ import trio
 from ..errors import AppLoadError, StartupError
 from ..logs import server_log
 from ..net.tls import load_tls
+from ..observer import Phase
+from ..types import PlainValues
 from ..wire.codecs import codec_name
 from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .inspection import Inspection
 from .job import Order
 from .loader import add_app_dir
 from .settings import Settings
@@ -51,9 +54,11 @@ class Supervisor:
         self._exit_code = EXIT_DRAINED
         self._stops = 0
         self._has_announced = False
+        self.inspection = Inspection("supervisor", app, workers=self._describe_workers)
 
     async def run(self) -> int:
         """Serve until told to stop, and return the exit code."""
+        self.inspection.loop.attach()
         async with trio.open_nursery() as services:
             await services.start(self._hear_signals)
             services.start_soon(self._feed_watchdog)
@@ -103,11 +108,13 @@ class Supervisor:
         self.notifier.ready("1 worker serves" if count == 1 else f"{count} workers serve")
         if not self._has_announced:
             self._has_announced = True
+            self.inspection.phase = Phase.SERVING
             announce(self._app, self.sockets.urls, self._settings)
 
     def stop(self, exit_code: int = EXIT_DRAINED) -> None:
         """Begin to stop; the first exit code that is no success stays."""
         self._exit_code = self._exit_code or exit_code
+        self.inspection.phase = Phase.DRAINING
         self._keeping.cancel()
 
     # Processes
@@ -133,6 +140,10 @@ class Supervisor:
             worker.order(Order.STOP)
         # New connections are refused from here on, whatever the workers still have to do.
         await self.sockets.aclose()
+
+    def _describe_workers(self) -> tuple[Sequence[str], list[PlainValues]]:
+        """Where they listen, and what is known of each; in any thread."""
+        return self.sockets.urls, [one.to_plain(self.inspection.loop.now()) for one in list(self.workers)]
 
     # Signals
 
