@@ -9,6 +9,7 @@ from ..logs import server_log
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
 from ..types import ASGIApp
+from .admin import Admin, Page, health_pages
 from .banner import announce
 from .certificates import CertificateKeeper, sign_files
 from .dump import Dump
@@ -56,6 +57,8 @@ class Single(Observer):
             await attendants.start(self._watch_loop)
             attendants.start_soon(self._keep_certificates)
             try:
+                if self._settings.config.metrics_bind is not None:
+                    await attendants.start(Admin(self._settings.config, self._pages()).run)
                 with self._scope:
                     await serve_observed(self._app, self._settings.config, observer=self, task_status=self)
             except (StartupError, LifespanError) as error:
@@ -99,6 +102,15 @@ class Single(Observer):
         while self._notifier.watchdog_interval is not None:
             self._notifier.watchdog()
             await trio.sleep(self._notifier.watchdog_interval)
+
+    def _pages(self) -> dict[str, Page]:
+        """What is served beside the application, on an address of its own."""
+        return {**health_pages(self._why_not_ready)}
+
+    def _why_not_ready(self) -> str | None:
+        if self._is_stopping:
+            return "draining"
+        return "starting" if self._server is None else None
 
     # What the server tells
 

@@ -12,6 +12,7 @@ from ..errors import AppLoadError, StartupError
 from ..logs import server_log
 from ..net.tls import load_tls
 from ..wire.codecs import codec_name
+from .admin import Admin, Page, health_pages
 from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
@@ -63,6 +64,8 @@ class Supervisor:
                 codec_name(self.config)
                 self._try_tls()
                 await self.sockets.bind()
+                if self.config.metrics_bind is not None:
+                    await services.start(Admin(self.config, self._pages()).run)
                 async with trio.open_nursery() as self._processes:
                     with self._keeping:
                         await self._keeper.run()
@@ -83,6 +86,17 @@ class Supervisor:
                 return  # it may be in what is being written
             add_app_dir(self.config.app_dir)
         load_tls(self.config)
+
+    def _pages(self) -> dict[str, Page]:
+        """What is served beside the application, on an address of its own."""
+        return {**health_pages(self._why_not_ready)}
+
+    def _why_not_ready(self) -> str | None:
+        if self._stops or self._keeping.cancel_called:
+            return "draining"
+        if any(one.serves for one in self.workers):
+            return None
+        return "no worker serves" if self._has_announced else "starting"
 
     # For the keeper
 
