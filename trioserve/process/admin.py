@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import trio
 
 from ..config import Config
+from ..errors import ConfigError
+from ..figures import Figures
 from ..logs import server_log
 from ..observer import Observer
 from ..server import Server, serve_observed
 from ..types import Receive, Scope, Send
+from ..wire.codecs import codec_name
+from .banner import read_version
 
 PLAIN = "text/plain; charset=utf-8"
+METRICS = "/metrics"
 
 
 @dataclass(frozen=True)
@@ -42,15 +49,34 @@ def health_pages(why_not_ready: Callable[[], str | None]) -> dict[str, Page]:
     return {"/livez": live, "/readyz": ready}
 
 
+Render = Callable[[Figures, str], tuple[str, bytes]]
+"""Shows figures in the format that suits an Accept field best; returns its content type and the text."""
+
+
+def load_renderer() -> Render:
+    """Raises ConfigError if the library for it is missing."""
+    try:
+        from .exposition import render  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigError("metrics_bind needs prometheus-client: pip install 'trioserve[metrics]'") from None
+    return render
+
+
 class Admin:
     """A server of its own for these pages, by their paths, on ``metrics_bind``.
 
     It shares the event loop and nothing else with the server that it tells of.
     """
 
-    def __init__(self, config: Config, pages: Mapping[str, Page]) -> None:
+    def __init__(self, config: Config, pages: Mapping[str, Page], figures: Callable[[], Awaitable[Figures]]) -> None:
         self._config = _admin_config(config)
         self._pages = pages
+        self._figures = figures
+        self._render = load_renderer()
+        self._own: Figures = {
+            ("start_time_seconds",): time.time(),
+            ("build_info", read_version(), codec_name(config), platform.python_version()): 1,
+        }
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; ``started`` once it does. Raises BindError."""
@@ -59,13 +85,16 @@ class Admin:
         await serve_observed(self._answer, self._config, observer=Observer(), task_status=status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method, page = scope["method"], self._pages.get(scope["path"])
+        method, path = scope["method"], scope["path"]
+        page, is_metrics = self._pages.get(path), path == METRICS
         allowed = []
-        if page is None:
-            answer = Answer(404, PLAIN, "".join(f"{path}\n" for path in self._pages).encode())
+        if page is None and not is_metrics:
+            answer = Answer(404, PLAIN, "".join(f"{path}\n" for path in (METRICS, *self._pages)).encode())
         elif method not in ("GET", "HEAD"):
             answer = Answer(405, PLAIN, b"GET or HEAD\n")
             allowed = [(b"allow", b"GET, HEAD")]
+        elif page is None:
+            answer = await self._show_metrics(scope)
         else:
             answer = await page()
         fields = [
@@ -80,6 +109,10 @@ class Admin:
         ]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
+
+    async def _show_metrics(self, scope: Scope) -> Answer:
+        accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+        return Answer(200, *self._render(self._own | await self._figures(), accept))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 import trio
 
 from ..errors import AppLoadError, StartupError
+from ..figures import Figures
 from ..logs import server_log
 from ..net.tls import load_tls
 from ..wire.codecs import codec_name
@@ -22,6 +23,7 @@ from .settings import Settings
 from .signals import Heard, hear_signals
 from .sockets import Sockets
 from .systemd import Notifier
+from .totals import Totals
 
 
 class Keeper(Protocol):
@@ -45,6 +47,7 @@ class Supervisor:
         self.sockets = Sockets(self.config)
         self.workers: list[Worker] = []
         """All that run, also those that are starting or leaving."""
+        self.totals = Totals()
         self.notifier = Notifier.from_environment()
         self._keeper = make_keeper(self)
         self._processes: trio.Nursery | None = None
@@ -65,7 +68,7 @@ class Supervisor:
                 self._try_tls()
                 await self.sockets.bind()
                 if self.config.metrics_bind is not None:
-                    await services.start(Admin(self.config, self._pages()).run)
+                    await services.start(Admin(self.config, self._pages(), self._take_figures).run)
                 async with trio.open_nursery() as self._processes:
                     with self._keeping:
                         await self._keeper.run()
@@ -90,6 +93,9 @@ class Supervisor:
     def _pages(self) -> dict[str, Page]:
         """What is served beside the application, on an address of its own."""
         return {**health_pages(self._why_not_ready)}
+
+    async def _take_figures(self) -> Figures:
+        return await self.totals.take(self.workers)
 
     def _why_not_ready(self) -> str | None:
         if self._stops or self._keeping.cancel_called:
@@ -132,6 +138,7 @@ class Supervisor:
             await worker.run(task_status)
         finally:
             self.workers.remove(worker)
+            self.totals.keep(worker)
         if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
             return  # it has said why
         if not worker.exit_code and worker.is_leaving:
