@@ -16,7 +16,13 @@ from typing import Literal
 
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
-from .option_texts import check_dotted_name, check_forwarded_header, check_root_path, parse_header
+from .option_texts import (
+    check_dotted_name,
+    check_forwarded_header,
+    check_metrics_bind,
+    check_root_path,
+    parse_header,
+)
 from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
@@ -233,6 +239,16 @@ class Config:
     inspector: bool = option(
         True, Group.PROCESSES, "Let `trioserve inspect` of the same user see what this server does."
     )
+    metrics_bind: str | None = option(
+        None,
+        Group.PROCESSES,
+        "Serve /metrics, /livez and /readyz here: HOST:PORT or unix:PATH (needs prometheus-client).",
+        metavar="ADDRESS",
+        check=check_metrics_bind,
+    )
+    drain_delay: float = option(
+        0, Group.PROCESSES, "After a stop signal /readyz says no, and all else goes on for so long.", minimum=0
+    )
 
     reload: bool = option(False, Group.RELOAD, "Start anew when a file changes.")
     reload_dir: tuple[str, ...] = option(
@@ -293,6 +309,10 @@ class Config:
             return "reload"
         if self.workers > 1:
             return f"workers={self.workers}"
+        if self.metrics_bind is not None:
+            return "metrics_bind"
+        if self.drain_delay:
+            return "drain_delay"
         return None if self.watchdog is None else "watchdog"
 
     @property

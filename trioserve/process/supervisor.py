@@ -9,11 +9,13 @@ from typing import Protocol
 import trio
 
 from ..errors import AppLoadError, StartupError
+from ..figures import Figures
 from ..logs import server_log
 from ..net.tls import load_tls
 from ..observer import Phase
 from ..types import PlainValues
 from ..wire.codecs import codec_name
+from .admin import Admin, Page, health_pages
 from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
@@ -24,6 +26,7 @@ from .settings import Settings
 from .signals import Heard, hear_signals
 from .sockets import Sockets
 from .systemd import Notifier
+from .totals import Totals
 
 
 class Keeper(Protocol):
@@ -47,6 +50,7 @@ class Supervisor:
         self.sockets = Sockets(self.config)
         self.workers: list[Worker] = []
         """All that run, also those that are starting or leaving."""
+        self.totals = Totals()
         self.notifier = Notifier.from_environment()
         self._keeper = make_keeper(self)
         self._processes: trio.Nursery | None = None
@@ -68,6 +72,8 @@ class Supervisor:
                 codec_name(self.config)
                 self._try_tls()
                 await self.sockets.bind()
+                if self.config.metrics_bind is not None:
+                    await services.start(Admin(self.config, self._pages(), self._take_figures).run)
                 async with trio.open_nursery() as self._processes:
                     with self._keeping:
                         await self._keeper.run()
@@ -88,6 +94,20 @@ class Supervisor:
                 return  # it may be in what is being written
             add_app_dir(self.config.app_dir)
         load_tls(self.config)
+
+    def _pages(self) -> dict[str, Page]:
+        """What is served beside the application, on an address of its own."""
+        return {**health_pages(self._why_not_ready)}
+
+    async def _take_figures(self) -> Figures:
+        return await self.totals.take(self.workers)
+
+    def _why_not_ready(self) -> str | None:
+        if self._stops or self._keeping.cancel_called:
+            return "draining"
+        if any(one.serves for one in self.workers):
+            return None
+        return "no worker serves" if self._has_announced else "starting"
 
     # For the keeper
 
@@ -125,6 +145,7 @@ class Supervisor:
             await worker.run(task_status)
         finally:
             self.workers.remove(worker)
+            self.totals.keep(worker)
         if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
             return  # it has said why
         if not worker.exit_code and worker.is_leaving:
