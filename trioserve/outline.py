@@ -183,6 +183,9 @@ def _tasks(tasks: Sequence[PlainValues]) -> Iterator[Line]:
     shown = [_task(one, shows_all=shows_all) for one in tasks if shows_all or not is_own(one)]
     own = sum(map(_count_own, tasks))
     if own and not shows_all:
+        if not shown:
+            yield Line.of((f"{_count(own, 'task')} of the server itself", Style.FAINT))
+            return
         shown.append(Line.of((f"... and {_count(own, 'task')} of the server itself", Style.FAINT)))
     yield Line.of(("tasks", Style.TITLE), (" beside the connections", Style.FAINT), lines=shown)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import trio
 
 from .inspector import Call
 from .types import PlainValues
@@ -73,8 +76,10 @@ WORDS = {
 }
 """What who is in these functions waits for; the functions of a module by their qualified names."""
 
-_OURS = ("trio", "trioserve")
-_DEMOS = ("trioserve.demo", "trioserve.demo_chat")
+_OWN = os.path.dirname(__file__)
+_OURS = tuple(os.path.join(folder, "") for folder in (_OWN, os.path.dirname(trio.__file__)))
+_DEMOS = os.path.join(_OWN, "demo")
+_STANDARD_LIBRARY = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _find_place(calls: Sequence[Call], package: str | None) -> tuple[Call | None
         call = calls[number]
         if _is_application(call, package):
             return call, number
-        if fallback[0] is None and not _is_ours(call):
+        if fallback[0] is None and not _is_ours(call.code.co_filename):
             fallback = call, number
     return fallback
 
@@ -123,28 +128,24 @@ def _module_of(call: Call) -> str:
 
 
 def _is_application(call: Call, package: str | None) -> bool:
-    module = _module_of(call)
-    top = module.partition(".")[0]
-    if top in _OURS:
-        return module in _DEMOS
-    return top == package or not _is_library(call.code.co_filename)
+    if _is_ours(call.code.co_filename):
+        return False
+    return _module_of(call).partition(".")[0] == package or not _is_library(call.code.co_filename)
 
 
-def _is_ours(call: Call) -> bool:
-    """Whether it is trioserve's, Trio's or Python's own."""
-    file = call.code.co_filename
-    return _module_of(call).partition(".")[0] in _OURS or (_is_library(file) and not _is_installed(file))
+@functools.lru_cache(maxsize=4096)
+def _is_ours(file: str) -> bool:
+    """Whether it is trioserve's, Trio's or Python's own; what trioserve has for trying it out is an application."""
+    # By the file: the module of a worker's is __main__.
+    if file.startswith(_OURS):
+        return not file.startswith(_DEMOS)
+    return _is_library(file) and not _is_installed(file)
 
 
 @functools.lru_cache(maxsize=4096)
 def _is_library(file: str) -> bool:
-    return _is_installed(file) or file.startswith(("<", *_standard_library()))
+    return _is_installed(file) or file.startswith(("<", *_STANDARD_LIBRARY))
 
 
 def _is_installed(file: str) -> bool:
     return "site-packages" in file or "dist-packages" in file
-
-
-@functools.cache
-def _standard_library() -> tuple[str, ...]:
-    return tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})

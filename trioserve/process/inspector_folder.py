@@ -116,8 +116,14 @@ def _bind(path: Path, name: str) -> tuple[socket.socket, Path]:
     return made, path / name
 
 
+def sweep_folders() -> None:
+    """Remove what dead processes have left: those that were killed."""
+    for path in folders():
+        with contextlib.suppress(OSError), open_folder(path) as folder:
+            _sweep(path, folder)
+
+
 def _sweep(path: Path, folder: int) -> None:
-    """Remove what dead processes have left."""
     for name in os.listdir(folder)[:_SWEPT]:
         match = _NAME.fullmatch(name)
         # One that is just being made refuses connections, too.

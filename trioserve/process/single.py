@@ -16,6 +16,7 @@ from .certificates import CertificateKeeper, sign_files
 from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .inspection import Inspection
+from .inspector_page import inspector_pages
 from .inspector_socket import offer
 from .settings import Settings
 from .signals import Heard, StopSignals, hear_dumps, hear_signals, terminate_self
@@ -114,7 +115,8 @@ class Single(Observer):
 
     def _pages(self) -> dict[str, Page]:
         """What is served beside the application, on an address of its own."""
-        return {**health_pages(self._why_not_ready)}
+        watching = inspector_pages(self._inspection) if self._settings.config.inspector else {}
+        return {**health_pages(self._why_not_ready), **watching}
 
     async def _take_figures(self) -> Figures:
         figures = {} if self._server is None else self._server.figures()

@@ -20,6 +20,8 @@ from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .inspection import Inspection
+from .inspector_folder import sweep_folders
+from .inspector_page import inspector_pages
 from .job import Order
 from .loader import add_app_dir
 from .settings import Settings
@@ -97,7 +99,8 @@ class Supervisor:
 
     def _pages(self) -> dict[str, Page]:
         """What is served beside the application, on an address of its own."""
-        return {**health_pages(self._why_not_ready)}
+        watching = inspector_pages(self.inspection) if self.config.inspector else {}
+        return {**health_pages(self._why_not_ready), **watching}
 
     async def _take_figures(self) -> Figures:
         return await self.totals.take(self.workers)
@@ -146,6 +149,8 @@ class Supervisor:
         finally:
             self.workers.remove(worker)
             self.totals.keep(worker)
+            if self.config.inspector:
+                sweep_folders()  # one that was killed has left its socket
         if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
             return  # it has said why
         if not worker.exit_code and worker.is_leaving:
