@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
@@ -147,10 +146,20 @@ class Inspection:
 
 
 def _plain_statistics(server: Server) -> PlainValues:
-    values = dataclasses.asdict(server.statistics())
-    values["rejected"] = {str(status): count for status, count in values["rejected"].items()}
-    failures = values["handshake_failures"].items()
-    values["handshake_failures"] = [
-        {"listener": listener, "reason": reason, "count": count} for (listener, reason), count in failures
-    ]
-    return values
+    figures = server.statistics()
+    return {
+        "connections": figures.connections,
+        "connections_total": figures.connections_total,
+        "requests": figures.requests,
+        "requests_total": figures.requests_total,
+        "websockets": figures.websockets,
+        "websockets_total": figures.websockets_total,
+        "rejected": {str(status): count for status, count in figures.rejected.items()},
+        "handshake_failures": [
+            {"listener": listener, "reason": reason, "count": count}
+            for (listener, reason), count in figures.handshake_failures.items()
+        ],
+        "application_errors": figures.application_errors,
+        "loop_lag": figures.loop_lag,
+        "loop_lag_max": figures.loop_lag_max,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -38,7 +39,8 @@ def ask(found: Found, request: Request | None, *, patience: float = PATIENCE) ->
             server.connect(str(found.path))
             if not peer_is_ours(server):
                 raise NoAnswer("its socket is answered by another user's process")
-            server.sendall(request_line(request))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why already
+                server.sendall(request_line(request))
             answer = _read_all(server)
     except (TimeoutError, BlockingIOError):
         raise NoAnswer(
@@ -59,10 +61,12 @@ def _read_all(server: socket.socket) -> bytes:
     deadline = time.monotonic() + LONGEST
     pieces: list[bytes] = []
     size = 0
-    while (piece := server.recv(1 << 20)) and size < LARGEST:
-        pieces.append(piece)
-        size += len(piece)
-        server.settimeout(max(0.001, deadline - time.monotonic()))
+    # Who closes without having read all that we sent makes the end a reset.
+    with contextlib.suppress(ConnectionResetError):
+        while (piece := server.recv(1 << 20)) and size < LARGEST:
+            pieces.append(piece)
+            size += len(piece)
+            server.settimeout(max(0.001, deadline - time.monotonic()))
     return b"".join(pieces)
 
 

@@ -145,6 +145,11 @@ def is_alive(pid: int) -> bool:
 
 def has_died(path: Path) -> bool:
     """Whether there is a socket that nobody listens on any more."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False  # to connect to any other file is refused, too
+    except OSError:
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)  # its queue may be full
         return client.connect_ex(str(path)) == errno.ECONNREFUSED
