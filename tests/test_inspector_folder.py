@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,11 +31,14 @@ NO_PROCESS = 2**22 + 1  # Linux gives no number above 2**22
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where temporary files go; there is no folder of the session."""
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
-    return tmp_path
+    # Not tmp_path: the path of a socket is short.
+    with tempfile.TemporaryDirectory(prefix="i") as folder:
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        monkeypatch.setattr(module.tempfile, "gettempdir", lambda: folder)
+        yield Path(folder)
+        monkeypatch.undo()
 
 
 @pytest.fixture
@@ -89,6 +93,17 @@ def test_the_session_has_a_better_folder(temporary: Path, monkeypatch: pytest.Mo
         one.socket.close()
 
 
+def test_a_path_that_is_too_long(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes only so long a path: then the next folder must do."""
+    long = temporary / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    made = SocketFile("server")
+    assert made.path.parent.parent == temporary
+    made.remove()
+    made.socket.close()
+
+
 def test_no_folder_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be written there is no socket, and that is an OSError."""
 
@@ -123,7 +138,7 @@ def test_a_link_in_the_place_of_the_folder(temporary: Path, tmp_path: Path) -> N
     """A symlink is refused, also one to a folder of our own."""
     (tmp_path / "real").mkdir(mode=0o700)
     (temporary / f"trioserve-{os.geteuid()}").symlink_to(tmp_path / "real")
-    with pytest.raises(OSError):
+    with pytest.raises(NotADirectoryError):
         SocketFile("server")
     assert list((tmp_path / "real").iterdir()) == []
 
@@ -131,7 +146,7 @@ def test_a_link_in_the_place_of_the_folder(temporary: Path, tmp_path: Path) -> N
 def test_something_else_under_the_name(folder: Path) -> None:
     """Whatever stands where the socket is to be is left alone."""
     (folder / f"server-{os.getpid()}.sock").write_text("mine")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="in use"):
         SocketFile("server")
     assert (folder / f"server-{os.getpid()}.sock").read_text() == "mine"
 

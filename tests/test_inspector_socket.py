@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,10 +45,13 @@ PATIENCE = 20
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(inspector_folder.tempfile, "gettempdir", lambda: str(tmp_path))
-    return tmp_path / f"trioserve-{os.geteuid()}"
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # Not tmp_path: the path of a socket is short.
+    with tempfile.TemporaryDirectory(prefix="i") as made:
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        monkeypatch.setattr(inspector_folder.tempfile, "gettempdir", lambda: made)
+        yield Path(made, f"trioserve-{os.geteuid()}")
+        monkeypatch.undo()
 
 
 def no_workers() -> tuple[list[str], list[PlainValues]]:
@@ -300,9 +304,9 @@ print(found.path.exists(), has_died(another))
 """
 
 
-def test_a_forked_child(tmp_path: Path) -> None:
+def test_a_forked_child(folder: Path) -> None:
     """A child that is forked keeps nothing of its parent's socket."""
-    program = finish("-W", "ignore", "-c", FORK, cwd=tmp_path, TMPDIR=str(tmp_path), XDG_RUNTIME_DIR="")
+    program = finish("-W", "ignore", "-c", FORK, cwd=folder.parent, TMPDIR=str(folder.parent), XDG_RUNTIME_DIR="")
     assert program.output == "False True\n", program.errors
 
 
