@@ -53,7 +53,7 @@ def folder() -> Iterator[Path]:
 def inspection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
     """This process, which can be inspected."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(inspector_folder.tempfile, "gettempdir", lambda: str(folder))
+    monkeypatch.setattr(inspector_folder, "gettempdir", lambda: str(folder))
     made = Inspection("server", "shop:app")
     with offer(made, wanted=True):
         yield made
@@ -115,7 +115,7 @@ def test_no_server(folder: Path, inspection: Inspection) -> None:
     """Where none runs that is said, and where it was looked."""
     (folder / "other").mkdir()
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr(inspector_folder.tempfile, "gettempdir", lambda: str(folder / "other"))
+        changed.setattr(inspector_folder, "gettempdir", lambda: str(folder / "other"))
         shown = inspect()
         assert shown.exit_code == 1
         assert f"there is no socket of one in {folder / 'other'}/trioserve-{os.geteuid()}\n" in shown.stderr

@@ -36,7 +36,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # Not tmp_path: the path of a socket is short.
     with tempfile.TemporaryDirectory(prefix="i") as folder:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-        monkeypatch.setattr(module.tempfile, "gettempdir", lambda: folder)
+        monkeypatch.setattr(module, "gettempdir", lambda: folder)
         yield Path(folder)
         monkeypatch.undo()
 
@@ -68,6 +68,7 @@ def test_a_socket_of_the_user(bound: SocketFile, temporary: Path) -> None:
     assert bound.path == temporary / f"trioserve-{os.geteuid()}" / f"server-{os.getpid()}.sock"
     assert bound.path.parent.stat().st_mode & 0o777 == 0o700
     assert bound.path.stat().st_mode & 0o777 == 0o600
+    (bound.path.parent / "notes").touch()
     assert find_sockets() == [Found("server", os.getpid(), bound.path)]
     assert not has_died(bound.path)
     assert not bound.socket.get_inheritable()
@@ -111,7 +112,7 @@ def test_no_folder_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError("no usable temporary directory")
 
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(module.tempfile, "gettempdir", fail)
+    monkeypatch.setattr(module, "gettempdir", fail)
     assert folders() == []
     with pytest.raises(OSError, match="there is no folder"):
         SocketFile("server")

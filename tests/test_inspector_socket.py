@@ -49,7 +49,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # Not tmp_path: the path of a socket is short.
     with tempfile.TemporaryDirectory(prefix="i") as made:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-        monkeypatch.setattr(inspector_folder.tempfile, "gettempdir", lambda: made)
+        monkeypatch.setattr(inspector_folder, "gettempdir", lambda: made)
         yield Path(made, f"trioserve-{os.geteuid()}")
         monkeypatch.undo()
 

@@ -203,6 +203,17 @@ async def test_a_connection_that_closes(births: Births) -> None:
     assert State.CLOSES in seen
 
 
+async def test_a_refused_client_that_does_not_go(births: Births) -> None:
+    """While the client may still read why it was refused its connection closes."""
+    async with socket_server(http_app(work)) as server:
+        client = await server.connect()
+        await client.raw(b"nonsense\r\n\r\n")
+        await client.stream.receive_some()
+        [connection] = take(server, births).connections()["shown"]
+        assert connection["state"] == "closes"
+        await client.aclose()
+
+
 async def test_states_of_tasks(births: Births) -> None:
     """A task waits, runs or has not begun; one that is older than the instrument has no age."""
     current = trio.lowlevel.current_task()

@@ -13,10 +13,10 @@ import re
 import socket
 import stat
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 
 SUPPORTED = hasattr(socket, "AF_UNIX")
 """Python has no unix sockets on Windows."""
@@ -42,7 +42,7 @@ def folders() -> list[Path]:
     if os.path.isabs(runtime):
         found.append(Path(runtime, "trioserve"))
     with contextlib.suppress(OSError):  # there is no folder that can be written to
-        found.append(Path(tempfile.gettempdir(), f"trioserve-{os.geteuid()}"))
+        found.append(Path(gettempdir(), f"trioserve-{os.geteuid()}"))
     return found
 
 
@@ -96,6 +96,10 @@ class SocketFile:
             state = os.lstat(self.path)
             if self._pid == os.getpid() and (state.st_dev, state.st_ino) == self._identity:
                 os.unlink(self.path)
+
+    def close(self) -> None:
+        self.remove()
+        self.socket.close()
 
 
 def _bind(path: Path, name: str) -> tuple[socket.socket, Path]:

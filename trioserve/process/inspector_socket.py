@@ -63,17 +63,15 @@ class InspectorSocket:
     def __init__(self, inspection: Inspection) -> None:
         self._inspection = inspection
         self._free = threading.BoundedSemaphore(CLIENTS)
-        self._ending, self._wakes = socket.socketpair()
-        self._file: SocketFile | None = None
-        try:
+        with contextlib.ExitStack() as opened:
             self._file = SocketFile(inspection.kind)
+            opened.callback(self._file.close)
+            self._ending, self._wakes = map(opened.enter_context, socket.socketpair())
             self._listener = self._file.socket
             self._listener.setblocking(False)
             self._thread = threading.Thread(target=self._listen, name="trioserve inspector", daemon=True)
             self._thread.start()
-        except BaseException:
-            self._let_go()
-            raise
+            self._opened = opened.pop_all()
         # A forked child has no such thread, and must not keep clients waiting once we have ended.
         if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has neither
             reference = weakref.ref(self)
@@ -81,23 +79,15 @@ class InspectorSocket:
 
     def close(self) -> None:
         """Stop answering; who is being answered is left to itself."""
-        if self._file is not None:
-            self._file.remove()
+        self._file.remove()
         with contextlib.suppress(OSError):  # it has ended by itself
             self._wakes.send(b"x")
         self._thread.join(_END_PATIENCE)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self._ending.close()
-        self._wakes.close()
-        if self._file is not None:
-            self._file.remove()
-            self._file.socket.close()
+        self._opened.close()
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's."""
-        self._let_go()
+        self._opened.close()
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
