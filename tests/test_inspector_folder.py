@@ -105,6 +105,14 @@ def test_a_path_that_is_too_long(temporary: Path, monkeypatch: pytest.MonkeyPatc
     made.socket.close()
 
 
+def test_a_system_without_unix_sockets(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no folder, and nothing to be swept."""
+    monkeypatch.setattr(module, "SUPPORTED", False)
+    assert folders() == []
+    assert find_sockets() == []
+    sweep_folders()
+
+
 def test_no_folder_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be written there is no socket, and that is an OSError."""
 

@@ -38,6 +38,8 @@ class Found:
 def folders() -> list[Path]:
     """Where the sockets may be, the best first: they are made in the first that can be used, and sought in all."""
     found: list[Path] = []
+    if not SUPPORTED:
+        return found
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime):
         found.append(Path(runtime, "trioserve"))
