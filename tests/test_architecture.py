@@ -31,7 +31,7 @@ FLOORS = (
     # F6 processes
     ("process.*",),
     # F7 edges
-    ("cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
+    ("foreign_flags", "switching", "cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
     # the public names, and nothing else
     ("",),
 )
