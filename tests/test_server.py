@@ -573,6 +573,15 @@ async def test_a_factory_must_return_an_application():
     assert str(caught.value) == "the application factory must return an application, not None"
 
 
+async def test_async_factory(autojump_clock):
+    """A factory that is async is refused, and what it has returned is closed."""
+
+    async def make(): ...
+
+    with pytest.raises(AppLoadError, match="the application factory must not be async"):
+        await serve(make, factory=True, port=0)
+
+
 async def test_lifespan_failed_raises_and_leaves_no_socket(tmp_path):
     """An application that cannot start raises LifespanError; no socket, no file of a unix socket is left."""
     path = tmp_path / "s"

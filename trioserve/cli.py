@@ -20,6 +20,7 @@ from .switching import find_foreign_variables, translate
 from .types import AnyValue, PlainValues
 
 _OTHER = "Settings and help"
+_COMMANDS = ("inspect",)
 
 _EPILOG = """\b
 Each option can also be set in the environment (TRIOSERVE_PORT=8000) and in a file: --config FILE,
@@ -93,6 +94,7 @@ class _Command(click.Command):
     """Shows its options under the headings of their groups, and what was probably meant by one that is not there."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _check_command(args, ctx)
         try:
             args = translate(args)
             return super().parse_args(ctx, list(args))
@@ -114,6 +116,16 @@ class _Command(click.Command):
             rows = [each.get_help_record(ctx) for each in parameters if getattr(each, "heading", _OTHER) == heading]
             with formatter.section(heading):
                 formatter.write_dl([row for row in rows if row is not None], col_max=34)
+
+
+def _check_command(arguments: Sequence[str], context: click.Context) -> None:
+    """Refuse a first word that is meant for a command, as other servers have them."""
+    first = arguments[0] if arguments else ""
+    if first.isidentifier() and first not in _COMMANDS:
+        if near := difflib.get_close_matches(first, _COMMANDS, 1, 0.75):
+            raise click.UsageError(f"there is no command {first!r}; did you mean 'trioserve {near[0]}'?", context)
+        if ":" in "".join(arguments[1:2]):
+            raise click.UsageError(f"there is no command {first!r}; leave it out: trioserve {arguments[1]}", context)
 
 
 def _check_app(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
