@@ -1,5 +1,6 @@
 """How an application is found by its name."""
 
+import json
 import os
 import sys
 import traceback
@@ -348,6 +349,25 @@ def test_object_that_is_not_an_application():
     def make(): ...
 
     assert str(failure(make)).startswith(f"{make!r} is not an application: it cannot be called with ")
+
+
+def test_user_traceback_leaves_out_what_leads_to_the_users_frame():
+    """The frames of a library before the user's first one, as a framework's that calls a lifespan, are left out."""
+
+    def fail(pairs):
+        raise ValueError
+
+    with pytest.raises(ValueError, match="") as caught:
+        json.loads("{}", object_hook=fail)
+    assert user_traceback(caught.value.__traceback__.tb_next).tb_frame.f_code is fail.__code__
+
+
+def test_user_traceback_of_a_library():
+    """Where the error comes from a library and no code of the user's is near, its frames are shown."""
+    with pytest.raises(ValueError, match="Expecting") as caught:
+        json.loads("{")
+    in_library = caught.value.__traceback__.tb_next
+    assert user_traceback(in_library) is in_library
 
 
 def test_user_traceback_is_none_without_a_frame_of_the_user():
