@@ -117,6 +117,10 @@ WAYS["/nap"] = nap
 """
 
 
+# Warnings are errors, but for the one that trio-asyncio 0.16 gives when it is imported by Python 3.12 and newer.
+STRICT = ("-W", "error", "-W", "ignore:'AbstractChildWatcher' is deprecated:DeprecationWarning")
+
+
 @dataclass(frozen=True)
 class ProcessStatus:
     """What the system tells of a process. ``state`` is one letter, such as T for stopped and Z for ended."""
@@ -327,6 +331,7 @@ _SETTINGS = (
     "TRIOSERVE_",
     "WEB_CONCURRENCY",
     "FORWARDED_ALLOW_IPS",
+    "UVICORN_",
 )  # in the environment of the tests, which is not that of the programs
 
 

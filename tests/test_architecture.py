@@ -19,7 +19,7 @@ FLOORS = (
     # F0 words
     ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "logs", "metrics", "figures", "forwarded", "context", "observer"),
+    ("clock", "drain", "bell", "linger", "logs", "metrics", "figures", "forwarded", "context", "observer", "foreign_loop"),
     # F2 the application
     ("asgi.*",),
     # F3 the client
@@ -31,7 +31,7 @@ FLOORS = (
     # F6 processes
     ("process.*",),
     # F7 edges
-    ("cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
+    ("foreign_flags", "switching", "cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
     # the public names, and nothing else
     ("",),
 )

@@ -1,5 +1,6 @@
 """The examples in README.md, each saved as the file it is meant to be and run as its reader would run it."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .programs import STRICT, start
+
 README = Path(__file__).parents[1] / "README.md"
 SECTION = "Test your application"
 PATIENCE = 50
@@ -15,10 +18,13 @@ PATIENCE = 50
 
 def example(heading: str) -> str:
     """The one Python block below this heading of the section."""
-    section = below(README.read_text(), f"## {SECTION}", "## ")
-    blocks = re.findall(r"^```python\n(.*?)^```$", below(section, f"### {heading}", "### "), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1, f"README.md has {len(blocks)} examples below {heading!r}, and should have one"
-    return blocks[0]
+    return only_block(below(below(README.read_text(), f"## {SECTION}", "## "), f"### {heading}", "### "))
+
+
+def only_block(text: str) -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1, f"there are {len(blocks)} examples, and there should be one: {text[:80]!r}"
+    return str(blocks[0])
 
 
 def below(text: str, heading: str, mark: str) -> str:
@@ -77,6 +83,38 @@ def test_marks_of_pytest_trio_are_not_needed_in_its_mode(tmp_path: Path) -> None
     (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
     printed = run(tmp_path, "-m", "pytest", "-W", "error", "test_hello.py")
     assert re.search(r"^=+ 2 passed in ", printed, re.MULTILINE), printed
+
+
+def test_asyncio_inside_trio(tmp_path: Path) -> None:
+    """The example with a loop of asyncio's answers, warnings being errors."""
+    (tmp_path / "main.py").write_text(
+        only_block(below(README.read_text(), "## When your application needs asyncio", "## "))
+    )
+    with start(*STRICT, "-m", "trioserve", "main:app", "--port", "0", cwd=tmp_path) as program:
+        client = program.open()
+        client.request("GET", "/rows", headers={"Connection": "close"})
+        assert json.load(client.getresponse()) == ["a row"]
+        client.close()
+        program.signal()
+        assert program.wait() == 0
+
+
+def test_stop_trigger(tmp_path: Path) -> None:
+    """What takes the place of Hypercorn's shutdown_trigger serves until it is told."""
+    (tmp_path / "main.py").write_text("async def app(scope, receive, send): ...\n")
+    ending = """
+async def trial():
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(main, stop)
+        await trio.testing.wait_all_tasks_blocked()
+        stop.set()
+
+trio.run(trial)
+"""
+    code = only_block(below(README.read_text(), "## Coming from Hypercorn", "## ")).replace("port=8000", "port=0")
+    (tmp_path / "program.py").write_text(f"import trio.testing\n{code}{ending}")
+    run(tmp_path, "-W", "error", "program.py")
 
 
 def test_every_example_is_tested() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from .process.banner import read_version
 from .process.loader import split_target
 from .process.runner import run_settings
 from .process.settings import format_settings, read_settings
+from .switching import find_foreign_variables, translate
 from .types import AnyValue, PlainValues
 
 _OTHER = "Settings and help"
@@ -92,13 +94,18 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            args = translate(args)
+            return super().parse_args(ctx, list(args))
+        except ConfigError as error:
+            raise click.UsageError(str(error), ctx) from None
         except click.NoSuchOption as error:
+            # Of -reloda click knows only that there is no -r.
+            asked = next(each for each in args if each.startswith(error.option_name)).partition("=")[0]
             # Not click's own guess: the hyphens that all have in common make it propose --header for --reload.
             names = [name.lstrip("-") for each in self.params for name in (*each.opts, *each.secondary_opts)]
-            near = difflib.get_close_matches(error.option_name.lstrip("-"), names, 1)
+            near = difflib.get_close_matches(asked.lstrip("-"), names, 1)
             hint = f"; did you mean '--{near[0]}'?" if near else ""
-            raise click.UsageError(f"there is no option {error.option_name!r}{hint}", ctx) from None
+            raise click.UsageError(f"there is no option {asked!r}{hint}", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         headings = [*(group.value for group in Group), _OTHER]
@@ -129,8 +136,10 @@ def _serve(app: str | None, config: str | None, print_config: bool, **given: Any
     try:
         settings = read_settings(values, app=app, config_file=config)
         target = _check_app_set(settings.app, settings.sources["app"])
+        foreign = tuple(find_foreign_variables(settings.sources))
     except (ConfigError, AppLoadError) as error:
         raise click.UsageError(str(error)) from None
+    settings = dataclasses.replace(settings, warnings=settings.warnings + foreign)
     if print_config:
         for warning in settings.warnings:
             click.echo(f"warning: {warning}", err=True)

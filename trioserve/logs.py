@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import TextIO
 
 from .config import Config
+from .foreign_loop import tell_of_asyncio
 from .types import PlainValues
 
 server_log = logging.getLogger("trioserve")
@@ -155,6 +156,7 @@ def log_application_error(message: str, error: BaseException | None, request_lin
     """Write one record with the error's trace and the request it belongs to."""
     request_line = _printable(request_line)
     error_log.error("%s: %s", message, request_line, exc_info=error, extra={"request_line": request_line})
+    tell_of_asyncio(error)
 
 
 # CRITICAL is what ends the process: logged so because no log_level silences it, called "error" because it is one.
