@@ -221,6 +221,9 @@ class Config:
     timeout_worker_healthcheck: float = option(
         10, Group.PROCESSES, "A worker whose event loop is blocked for longer is killed and replaced.", above=0
     )
+    pid_file: str | None = option(
+        None, Group.PROCESSES, "Keep the number of the process to signal in this file, while it serves.", metavar="FILE"
+    )
 
     watchdog: float | None = option(
         None,
@@ -289,7 +292,7 @@ class Config:
             return "reload"
         if self.workers > 1:
             return f"workers={self.workers}"
-        return None if self.watchdog is None else "watchdog"
+        return next((name for name in ("watchdog", "pid_file") if getattr(self, name) is not None), None)
 
     @property
     def names_address(self) -> bool:
