@@ -19,7 +19,19 @@ FLOORS = (
     # F0 words
     ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "logs", "metrics", "figures", "forwarded", "context", "observer", "foreign_loop"),
+    (
+        "clock",
+        "drain",
+        "bell",
+        "linger",
+        "logs",
+        "metrics",
+        "figures",
+        "forwarded",
+        "context",
+        "observer",
+        "foreign_loop",
+    ),
     # F2 the application
     ("asgi.*",),
     # F3 the client

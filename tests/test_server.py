@@ -262,6 +262,7 @@ async def test_a_wrong_option_is_refused(options, text, config):
         ({"workers": 2}, "workers=2"),
         ({"reload": True}, "reload"),
         ({"watchdog": 1}, "watchdog"),
+        ({"pid_file": "app.pid"}, "pid_file"),
         ({"workers": 1}, None),
     ],
 )

@@ -27,6 +27,9 @@ from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
 
+_FOR_PROCESSES = ("watchdog", "metrics_bind", "drain_delay", "pid_file")
+"""Options that mean nothing to a server within another's program, besides those that start processes."""
+
 
 def _to_plain(value: AnyValue) -> AnyValue:
     if value == math.inf:
@@ -227,6 +230,9 @@ class Config:
     timeout_worker_healthcheck: float = option(
         10, Group.PROCESSES, "A worker whose event loop is blocked for longer is killed and replaced.", above=0
     )
+    pid_file: str | None = option(
+        None, Group.PROCESSES, "Keep the number of the process to signal in this file, while it serves.", metavar="FILE"
+    )
 
     watchdog: float | None = option(
         None,
@@ -306,11 +312,7 @@ class Config:
             return "reload"
         if self.workers > 1:
             return f"workers={self.workers}"
-        if self.metrics_bind is not None:
-            return "metrics_bind"
-        if self.drain_delay:
-            return "drain_delay"
-        return None if self.watchdog is None else "watchdog"
+        return next((name for name in _FOR_PROCESSES if getattr(self, name)), None)
 
     @property
     def names_address(self) -> bool:

@@ -15,6 +15,7 @@ from .banner import announce
 from .certificates import CertificateKeeper, sign_files
 from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .pid_file import PidFile
 from .settings import Settings
 from .signals import Heard, StopSignals, hear_dumps, hear_signals, terminate_self
 from .systemd import Notifier
@@ -24,11 +25,12 @@ from .watchdog import Limit, Watchdog, beat_forever
 class Single(Observer):
     """One run of the event loop; also the task status that hears of the start."""
 
-    def __init__(self, app: ASGIApp, name: str, settings: Settings, signals: StopSignals) -> None:
+    def __init__(self, app: ASGIApp, name: str, settings: Settings, signals: StopSignals, pid_file: PidFile) -> None:
         self._app = app
         self._name = name
         self._settings = settings
         self._signals = signals
+        self._pid_file = pid_file
         self._notifier = Notifier.from_environment()
         self._dump = Dump()
         self._certificates: CertificateKeeper | None = None
@@ -129,6 +131,7 @@ class Single(Observer):
         assert value is not None
         self._server = self._dump.server = value
         self._serves.set()
+        self._pid_file.publish()
         self._notifier.ready("serving")
         announce(self._name, value.urls, self._settings)
 

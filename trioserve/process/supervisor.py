@@ -19,6 +19,7 @@ from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .job import Order
 from .loader import add_app_dir
+from .pid_file import PidFile
 from .settings import Settings
 from .signals import Heard, hear_signals
 from .sockets import Sockets
@@ -39,9 +40,12 @@ class Keeper(Protocol):
 class Supervisor:
     """Owns the sockets and the processes; a keeper decides when workers start and retire."""
 
-    def __init__(self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper]) -> None:
+    def __init__(
+        self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper], pid_file: PidFile
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._pid_file = pid_file
         self._folder = _current_folder()
         self.config = settings.config
         self.sockets = Sockets(self.config)
@@ -119,6 +123,8 @@ class Supervisor:
 
     def serving(self) -> None:
         """A worker is ready."""
+        if not self._has_announced:
+            self._pid_file.publish()
         count = sum(one.serves for one in self.workers)
         self.notifier.ready("1 worker serves" if count == 1 else f"{count} workers serve")
         if not self._has_announced:
