@@ -17,9 +17,9 @@ PACKAGE = Path(trioserve.__file__).parent
 
 FLOORS = (
     # F0 words
-    ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
+    ("errors", "types", "logs", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "logs", "metrics", "forwarded", "context", "observer"),
+    ("clock", "drain", "bell", "linger", "formatters", "metrics", "forwarded", "context", "observer"),
     # F2 the application
     ("asgi.*",),
     # F3 the client

@@ -9,11 +9,12 @@ import trio
 
 from ..config import Config
 from ..errors import AppLoadError, ConfigError
-from ..logs import configure_logging, server_log
+from ..logs import server_log
 from ..types import AnyValue, ASGIApp
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
 from .loader import imports_application, load_app, split_target
+from .log_setup import configure_logging
 from .pool import Pool
 from .reloader import Reloader
 from .settings import COMMAND_LINE, Settings, read_settings

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import trio
 
 from ..errors import AppLoadError, LifespanError, StartupError
-from ..logs import configure_logging, server_log
+from ..logs import server_log
 from ..net.listeners import Listener
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
@@ -27,6 +27,7 @@ from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .job import Job, Order, PassedSocket, Report
 from .link import SupervisorLink
 from .loader import load_app
+from .log_setup import configure_logging
 from .pipes import open_shared
 from .signals import WorkerSignals, ignore_stops
 from .watchdog import Limit, Watchdog
