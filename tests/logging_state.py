@@ -21,5 +21,7 @@ def loggers() -> Iterator[None]:
     for log, level, propagate, handlers, filters in kept:
         log.setLevel(level)
         log.propagate = propagate
+        for handler in set(log.handlers).difference(handlers):
+            handler.close()
         log.handlers[:] = handlers
         log.filters[:] = filters

@@ -17,7 +17,10 @@ PACKAGE = Path(trioserve.__file__).parent
 
 FLOORS = (
     # F0 words
-    ("errors", "types", "logs", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
+    (
+        *("errors", "types", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
+        *("config", "exchange", "transport"),
+    ),
     # F1 tools
     ("clock", "drain", "bell", "linger", "formatters", "metrics", "forwarded", "context", "observer"),
     # F2 the application

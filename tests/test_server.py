@@ -262,6 +262,7 @@ async def test_a_wrong_option_is_refused(options, text, config):
         ({"workers": 2}, "workers=2"),
         ({"reload": True}, "reload"),
         ({"watchdog": 1}, "watchdog"),
+        ({"log_config": "log.json"}, "log_config"),
         ({"workers": 1}, None),
     ],
 )

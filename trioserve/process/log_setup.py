@@ -11,6 +11,7 @@ from typing import TextIO
 from ..config import Config
 from ..formatters import JSONFormatter, TextFormatter
 from ..logs import access_log, server_log
+from .log_config import apply_log_config
 
 
 class _ConsoleHandler(logging.StreamHandler[TextIO]):
@@ -66,15 +67,21 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def configure_logging(config: Config, *, colors_errors: bool | None = None) -> None:
-    """Show what trioserve logs: access lines on stdout, everything else on stderr.
+    """Show what trioserve logs: access lines on stdout, everything else on stderr, or as ``log_config`` says.
 
     ``colors_errors``: whether stderr takes colours; None: as ``use_colors`` says, or if it is a terminal.
-    For the command line and ``run()`` only. Touches trioserve's own loggers and no other; a second call replaces what
-    the first one did.
+    For the command line and ``run()`` only. Without ``log_config`` touches trioserve's own loggers and no other; a
+    second call replaces what the first one did. Raises ConfigError for a ``log_config`` that cannot be read or used.
     """
     for handler in list(server_log.handlers):
         if isinstance(handler, _ConsoleHandler):
             server_log.removeHandler(handler)
+    server_log.setLevel(config.log_level.upper())
+    access_log.setLevel(logging.NOTSET if config.access_log else logging.CRITICAL + 1)
+    if config.log_config is not None:
+        server_log.propagate = True
+        apply_log_config(config.log_config)
+        return
     # Either is None in a process without a console (pythonw, a service), and run() may be called after a close().
     for stream, takes_access in ((sys.stderr, False), (sys.stdout, True)):
         if stream is not None and not stream.closed:
@@ -83,5 +90,3 @@ def configure_logging(config: Config, *, colors_errors: bool | None = None) -> N
             server_log.addHandler(handler)
     # An application that calls logging.basicConfig() would otherwise repeat every line on the console.
     server_log.propagate = False
-    server_log.setLevel(config.log_level.upper())
-    access_log.setLevel(logging.NOTSET if config.access_log else logging.CRITICAL + 1)

@@ -71,7 +71,12 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     """
     config = settings.config
     show_crashes()
-    configure_logging(config)
+    try:
+        configure_logging(config)
+    except ConfigError as error:
+        source = settings.sources["log_config"]
+        print(f"error: {error}" + ("" if source == COMMAND_LINE else f" ({source})"), file=sys.stderr)  # noqa: T201
+        return EXIT_WRONG_USAGE
     for warning in settings.warnings:
         server_log.warning(warning)
     if config.needs_supervisor:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import trio
 
-from ..errors import AppLoadError, LifespanError, StartupError
+from ..errors import AppLoadError, ConfigError, LifespanError, StartupError
 from ..logs import server_log
 from ..net.listeners import Listener
 from ..observer import Observer, Phase
@@ -202,7 +202,11 @@ def main() -> None:
         sys.exit(EXIT_DRAINED)
     sys.path[:] = job.path
     show_crashes()
-    configure_logging(job.config, colors_errors=job.colors)
+    try:
+        configure_logging(job.config, colors_errors=job.colors)
+    except ConfigError as error:  # the file was good when the supervisor read it
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no logging
+        sys.exit(EXIT_CANNOT_START)
     code = WorkerRun(job, link).run()
     ignore_stops()
     sys.exit(code)
