@@ -17,20 +17,14 @@ PACKAGE = Path(trioserve.__file__).parent
 
 FLOORS = (
     # F0 words
-    ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
+    (
+        *("errors", "types", "foreign_loop", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
+        *("config", "exchange", "transport"),
+    ),
     # F1 tools
     (
-        "clock",
-        "drain",
-        "bell",
-        "linger",
-        "logs",
-        "metrics",
-        "figures",
-        "forwarded",
-        "context",
+        *("clock", "drain", "bell", "linger", "formatters", "metrics", "figures", "forwarded", "context"),
         "observer",
-        "foreign_loop",
     ),
     # F2 the application
     ("asgi.*",),

@@ -19,6 +19,7 @@ from .errors import ConfigError
 from .option_texts import (
     check_dotted_name,
     check_forwarded_header,
+    check_log_config,
     check_metrics_bind,
     check_root_path,
     parse_header,
@@ -27,7 +28,7 @@ from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
 
-_FOR_PROCESSES = ("watchdog", "metrics_bind", "drain_delay", "pid_file")
+_FOR_PROCESSES = ("watchdog", "metrics_bind", "drain_delay", "pid_file", "log_config")
 """Options that mean nothing to a server within another's program, besides those that start processes."""
 
 
@@ -222,6 +223,13 @@ class Config:
     log_level: Literal["critical", "error", "warning", "info", "debug"] = option(
         "info", Group.LOGS, "Least level that is logged."
     )
+    log_config: str | Mapping[str, AnyValue] | None = option(
+        None,
+        Group.LOGS,
+        "Logging set-up in the schema of logging.config.dictConfig: JSON or TOML; a table in a file or a program.",
+        metavar="FILE",
+        check=check_log_config,
+    )
     log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
     access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
@@ -284,6 +292,10 @@ class Config:
             for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"{name} needs ssl_certfile")
+        if self.log_config is not None and self.log_format != "text":
+            raise ConfigError(
+                "log_format is for the handlers that log_config replaces; name trioserve.formatters.JSONFormatter there"
+            )
         if self.reload and self.workers > 1:
             raise ConfigError(f"reload runs one worker, so it cannot go with workers={self.workers}")
         if self.ssl_cert_reqs != "none" and self.ssl_context_factory is None:

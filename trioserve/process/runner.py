@@ -9,12 +9,13 @@ import trio
 
 from ..config import Config
 from ..errors import AppLoadError, ConfigError, StartupError
-from ..logs import configure_logging, server_log
+from ..logs import server_log
 from ..types import AnyValue, ASGIApp
 from .admin import load_renderer
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
 from .loader import imports_application, load_app, split_target
+from .log_setup import configure_logging
 from .pid_file import PidFile
 from .pool import Pool
 from .reloader import Reloader
@@ -72,7 +73,12 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     """
     config = settings.config
     show_crashes()
-    configure_logging(config)
+    try:
+        configure_logging(config)
+    except ConfigError as error:
+        source = settings.sources["log_config"]
+        print(f"error: {error}" + ("" if source == COMMAND_LINE else f" ({source})"), file=sys.stderr)  # noqa: T201
+        return EXIT_WRONG_USAGE
     for warning in settings.warnings:
         server_log.warning(warning)
     try:
@@ -113,9 +119,6 @@ def _supervise(app: str, settings: Settings, pid_file: PidFile) -> int:
     try:
         make_keeper = partial(Reloader, watcher=Watcher(settings.config)) if settings.config.reload else Pool
         return trio.run(Supervisor(app, settings, make_keeper, pid_file).run, instruments=[HeldInterrupts()])
-    except ConfigError as error:
-        server_log.critical("%s", error)
-        return EXIT_WRONG_USAGE
     except KeyboardInterrupt:  # before the loop listens for it
         server_log.info("stopped before the start")
         return EXIT_DRAINED
