@@ -38,6 +38,7 @@ class Single(Observer):
         self._serves = trio.Event()
         self._scope = trio.CancelScope()
         self._is_stopping = self._is_cutting = False
+        self._stop_is_due = trio.Event()  # after the drain_delay
 
     def run(self) -> int:
         error = trio.run(self._serve)
@@ -59,6 +60,7 @@ class Single(Observer):
             attendants.start_soon(self._feed_watchdog)
             await attendants.start(self._watch_loop)
             attendants.start_soon(self._keep_certificates)
+            attendants.start_soon(self._stop_later)
             try:
                 if self._settings.config.metrics_bind is not None:
                     await attendants.start(Admin(self._settings.config, self._pages(), self._take_figures).run)
@@ -160,6 +162,22 @@ class Single(Observer):
             self._announce_cut()
             self._scope.cancel()
             return
+        delay = self._settings.config.drain_delay
+        if delay and not self._is_stopping:
+            self._is_stopping = True  # for /readyz
+            self._notifier.stopping(f"serving on for {delay:g} s")
+            server_log.info("not ready any more; serving on for %g s, then stopping; Ctrl-C again cuts both", delay)
+            self._stop_is_due.set()
+        else:
+            self._stop()
+
+    async def _stop_later(self) -> None:
+        await self._stop_is_due.wait()
+        await trio.sleep(self._settings.config.drain_delay)
+        self._stop()
+
+    def _stop(self) -> None:
+        assert self._server is not None
         self._server.shutdown()
         if self._server.statistics().connections:
             server_log.info("stopping: waiting for %s; Ctrl-C again cuts them", self._server.describe_waiting())
