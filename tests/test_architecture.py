@@ -23,8 +23,8 @@ FLOORS = (
     ),
     # F1 tools
     (
-        *("clock", "drain", "bell", "linger", "formatters", "metrics", "figures", "forwarded", "context"),
-        "observer",
+        *("clock", "drain", "bell", "linger", "formatters", "metrics", "figures", "forwarded", "context", "observer"),
+        "activity",
     ),
     # F2 the application
     ("asgi.*",),
@@ -33,11 +33,14 @@ FLOORS = (
     # F4 sockets
     ("net.*", "lanes", "connection"),
     # F5 one server
-    ("server", "inspector"),
+    ("server", "inspector", "waits", "snapshot", "outline"),
     # F6 processes
     ("process.*",),
     # F7 edges
-    ("foreign_flags", "switching", "cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
+    (
+        *("foreign_flags", "switching", "cli", "cli_inspect", "screen", "testing.*", "pytest_plugin"),
+        *("demo", "demo_chat", "__main__"),
+    ),
     # the public names, and nothing else
     ("",),
 )
@@ -64,6 +67,7 @@ HOMES = {
 """The one module that may import a library: all that are not of the standard library, and the weighty ones of it."""
 
 SECOND_HOMES = {
+    ("click", "cli_inspect"),  # the sub-command
     ("wsproto", "asgi.deflate"),  # one of its extensions, with a bound that its own lacks
     ("wsproto", "asgi.quick_frames"),  # its words for what is read without it, and its mask
     ("h11", "testing.http_client"),  # the other side of it

@@ -250,6 +250,9 @@ class Config:
         metavar="SECONDS",
     )
 
+    inspector: bool = option(
+        True, Group.PROCESSES, "Let `trioserve inspect` of the same user see what this server does."
+    )
     metrics_bind: str | None = option(
         None,
         Group.PROCESSES,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import trio
 
+from .activity import ConnectionActivity, State, sum_up
 from .context import ServerContext
 from .errors import ClientDisconnected, ProtocolError, Refusal
 from .exchange import Address, Endpoint
@@ -59,7 +60,7 @@ class _Connection:
         self.began = began
         self.endpoint = Endpoint()
         self.task: trio.lowlevel.Task | None = None
-        self.phase = ""
+        self.phase: State | None = None
         """What it does before it speaks HTTP."""
         self.transport: Transport | None = None
         self.http: HTTP11Connection | None = None
@@ -68,10 +69,21 @@ class _Connection:
 
     def activities(self, now: float) -> Iterable[tuple[trio.lowlevel.Task, str]]:
         if self.http is not None:
-            return self.http.activities(now)
+            return [(one.task, one.describe(now)) for one in self.http.activities()]
         if self.task is None:
             return []
-        return [(self.task, f"{self.endpoint.client_name} {self.phase}, {now - self.began:.1f} s")]
+        return [(self.task, f"{self.endpoint.client_name} {self.phase or State.BEGINS}, {now - self.began:.1f} s")]
+
+    def look(self) -> ConnectionActivity:
+        """What it does. For any thread."""
+        http, began = self.http, self.began
+        parts = [] if http is None else list(http.activities())
+        if parts:
+            state, since = sum_up(parts, began)
+        else:
+            state, since = (self.phase or State.BEGINS) if http is None else State.CLOSES, began
+        client = self.endpoint.client_name
+        return ConnectionActivity(client, self.listener, self.is_secured, began, since, state, self.task, parts)
 
 
 class Connections:
@@ -121,6 +133,10 @@ class Connections:
         now = self._server.clock.now()
         # A copy, made without running Python code, so that no other thread can change it in between.
         return dict(activity for connection in list(self._open) for activity in connection.activities(now))
+
+    def look(self) -> list[Callable[[], ConnectionActivity]]:
+        """The open connections, each of which tells what it does when called. For any thread."""
+        return [connection.look for connection in list(self._open)]
 
     def states(self) -> dict[str, int]:
         """How many connections do what; "opening" is all before HTTP begins."""
@@ -186,14 +202,14 @@ class Connections:
             nursery.start_soon(watched.watch)
         begun = b""
         if self._trust is not None:
-            connection.phase = "PROXY header"
+            connection.phase = State.PROXY
             heard = await self._hear_proxy(self._trust, transport, endpoint)
             if heard is None:
                 await transport.aclose()  # which also ends the task that watches a stream
                 return
             begun = heard
         if connection.is_secured and self.tls is not None:
-            connection.phase = "TLS handshake"
+            connection.phase = State.TLS
             secured = await self._secure(transport, self.tls, endpoint, connection.listener, nursery, begun)
             if secured is None:
                 return

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import trio
 
+from .activity import ConnectionActivity
 from .asgi.lifespan import Lifespan
 from .config import Config
 from .connection import Connections
@@ -38,6 +39,8 @@ class Server:
         """Where it listens, such as "http://127.0.0.1:8000" or "unix:/run/app.sock"."""
         self.addresses: tuple[RawAddress, ...] = tuple(one.raw_address for one in listeners)
         """(host, port) for TCP, the path for a unix socket, None for a listener of another kind."""
+        self.listeners: tuple[tuple[str, str | None], ...] = tuple((one.address, one.url) for one in listeners)
+        """Each listener's name in the log, and its URL if it has one."""
         context.drain.register(self._begin_drain)
 
     @property
@@ -106,6 +109,10 @@ class Server:
         Such as "10.0.0.1:51234 GET /events, 3.2 s" or "10.0.0.1:51235 idle, 61.0 s".
         """
         return self._shared.activities()
+
+    def look(self) -> list[Callable[[], ConnectionActivity]]:
+        """The open connections, each of which tells what it does when called. For any thread."""
+        return self._shared.look()
 
     def note_loop_lag(self, seconds: float) -> None:
         """Count how late the event loop came to something whose time was known, for ``statistics``."""

@@ -18,7 +18,7 @@ from ..config import Config
 from ..figures import Figures
 from ..logs import server_log
 from ..net.listeners import Listener
-from ..types import AnyValue
+from ..types import AnyValue, PlainValues
 from .job import Job, Order, PassedSocket, Report, order_line, read_figures, read_report
 from .log_setup import wants_colors
 from .output import ErrorOutput
@@ -105,6 +105,14 @@ class Worker:
     def seconds_silent(self) -> float:
         """Since it was heard of last."""
         return trio.current_time() - self._last_beat
+
+    def to_plain(self, now: float) -> PlainValues:
+        """What is known of it; ``now`` is Trio's. For any thread."""
+        state = "starting" if self.ready_at is None else "serving"
+        if self.is_blocked or self.is_leaving:
+            state = "blocked" if self.is_blocked else "leaving"
+        seconds = None if self.ready_at is None else round(now - self.ready_at, 3)
+        return {"kind": "worker", "pid": self.pid, "state": state, "served_for": seconds}
 
     def describe_end(self) -> str:
         """How it ended, with its last error line, word for word."""

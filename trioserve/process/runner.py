@@ -14,6 +14,7 @@ from ..types import AnyValue, ASGIApp
 from .admin import load_renderer
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
+from .inspector_socket import offer
 from .loader import imports_application, load_app, split_target
 from .log_setup import configure_logging
 from .pid_file import PidFile
@@ -118,7 +119,9 @@ def _serve_alone(app: ASGIApp | str, settings: Settings, pid_file: PidFile, *, e
 def _supervise(app: str, settings: Settings, pid_file: PidFile) -> int:
     try:
         make_keeper = partial(Reloader, watcher=Watcher(settings.config)) if settings.config.reload else Pool
-        return trio.run(Supervisor(app, settings, make_keeper, pid_file).run, instruments=[HeldInterrupts()])
+        supervisor = Supervisor(app, settings, make_keeper, pid_file)
+        with offer(supervisor.inspection, wanted=settings.config.inspector) as instruments:
+            return trio.run(supervisor.run, instruments=[HeldInterrupts(), *instruments])
     except KeyboardInterrupt:  # before the loop listens for it
         server_log.info("stopped before the start")
         return EXIT_DRAINED

@@ -15,6 +15,9 @@ from .banner import announce
 from .certificates import CertificateKeeper, sign_files
 from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .inspection import Inspection
+from .inspector_page import inspector_pages
+from .inspector_socket import offer
 from .pid_file import PidFile
 from .settings import Settings
 from .signals import Heard, StopSignals, hear_dumps, hear_signals, terminate_self
@@ -33,6 +36,7 @@ class Single(Observer):
         self._pid_file = pid_file
         self._notifier = Notifier.from_environment()
         self._dump = Dump()
+        self._inspection = Inspection("server", name)
         self._certificates: CertificateKeeper | None = None
         self._server: Server | None = None
         self._serves = trio.Event()
@@ -41,7 +45,8 @@ class Single(Observer):
         self._stop_is_due = trio.Event()  # after the drain_delay
 
     def run(self) -> int:
-        error = trio.run(self._serve)
+        with offer(self._inspection, wanted=self._settings.config.inspector) as instruments:
+            error = trio.run(self._serve, instruments=instruments)
         if error is not None:
             return report_failure(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
         if self._server is None:
@@ -55,6 +60,7 @@ class Single(Observer):
         self._signals.attach(trio.lowlevel.current_trio_token(), self._signalled)
         failure: TrioserveError | None = None
         self._dump.attach()
+        self._inspection.loop.attach()
         async with trio.open_nursery() as attendants:
             await attendants.start(self._hear_signals)
             attendants.start_soon(self._feed_watchdog)
@@ -113,7 +119,8 @@ class Single(Observer):
 
     def _pages(self) -> dict[str, Page]:
         """What is served beside the application, on an address of its own."""
-        return {**health_pages(self._why_not_ready)}
+        watching = inspector_pages(self._inspection) if self._settings.config.inspector else {}
+        return {**health_pages(self._why_not_ready), **watching}
 
     async def _take_figures(self) -> Figures:
         figures = {} if self._server is None else self._server.figures()
@@ -131,7 +138,7 @@ class Single(Observer):
     def started(self, value: Server | None = None) -> None:
         """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
         assert value is not None
-        self._server = self._dump.server = value
+        self._server = self._dump.server = self._inspection.server = value
         self._serves.set()
         self._pid_file.publish()
         self._notifier.ready("serving")
@@ -139,6 +146,7 @@ class Single(Observer):
 
     def phase_changed(self, phase: Phase) -> None:
         self._signals.phase_changed(phase)
+        self._inspection.phase = phase
         if phase in (Phase.DRAINING, Phase.CANCELLING):
             self._is_stopping = True
             self._notifier.stopping("stopping")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -12,11 +12,16 @@ from ..errors import AppLoadError, StartupError
 from ..figures import Figures
 from ..logs import server_log
 from ..net.tls import load_tls
+from ..observer import Phase
+from ..types import PlainValues
 from ..wire.codecs import codec_name
 from .admin import Admin, Page, health_pages
 from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .inspection import Inspection
+from .inspector_folder import sweep_folders
+from .inspector_page import inspector_pages
 from .job import Order
 from .loader import add_app_dir
 from .pid_file import PidFile
@@ -60,9 +65,11 @@ class Supervisor:
         self._stops = 0
         self._stop_is_due = trio.Event()  # after the drain_delay
         self._has_announced = False
+        self.inspection = Inspection("supervisor", app, workers=self._describe_workers)
 
     async def run(self) -> int:
         """Serve until told to stop, and return the exit code."""
+        self.inspection.loop.attach()
         async with trio.open_nursery() as services:
             await services.start(self._hear_signals)
             services.start_soon(self._feed_watchdog)
@@ -98,7 +105,8 @@ class Supervisor:
 
     def _pages(self) -> dict[str, Page]:
         """What is served beside the application, on an address of its own."""
-        return {**health_pages(self._why_not_ready)}
+        watching = inspector_pages(self.inspection) if self.config.inspector else {}
+        return {**health_pages(self._why_not_ready), **watching}
 
     async def _take_figures(self) -> Figures:
         return await self.totals.take(self.workers)
@@ -133,11 +141,13 @@ class Supervisor:
         self.notifier.ready("1 worker serves" if count == 1 else f"{count} workers serve")
         if not self._has_announced:
             self._has_announced = True
+            self.inspection.phase = Phase.SERVING
             announce(self._app, self.sockets.urls, self._settings)
 
     def stop(self, exit_code: int = EXIT_DRAINED) -> None:
         """Begin to stop; the first exit code that is no success stays."""
         self._exit_code = self._exit_code or exit_code
+        self.inspection.phase = Phase.DRAINING
         self._keeping.cancel()
 
     # Processes
@@ -149,6 +159,8 @@ class Supervisor:
         finally:
             self.workers.remove(worker)
             self.totals.keep(worker)
+            if self.config.inspector:
+                sweep_folders()  # one that was killed has left its socket
         if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
             return  # it has said why
         if not worker.exit_code and worker.is_leaving:
@@ -164,6 +176,10 @@ class Supervisor:
             worker.order(Order.STOP)
         # New connections are refused from here on, whatever the workers still have to do.
         await self.sockets.aclose()
+
+    def _describe_workers(self) -> tuple[Sequence[str], list[PlainValues]]:
+        """Where they listen, and what is known of each; in any thread."""
+        return self.sockets.urls, [one.to_plain(self.inspection.loop.now()) for one in list(self.workers)]
 
     # Signals
 

@@ -24,6 +24,8 @@ from ..types import ASGIApp
 from .deadline import HardDeadline, show_crashes
 from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .inspection import Inspection
+from .inspector_socket import offer
 from .job import Job, Order, PassedSocket, Report
 from .link import SupervisorLink
 from .loader import load_app
@@ -46,6 +48,7 @@ class WorkerRun(Observer):
         self._hard = HardDeadline(job.config)
         self._hard.open()
         self._dump = Dump(f"worker {os.getpid()}")
+        self._inspection = Inspection("worker", job.app)
         self._signals = WorkerSignals(self._terminated, self._dump.ask)
         self._token: trio.lowlevel.TrioToken | None = None
         self._asked: list[Order] = []
@@ -68,7 +71,8 @@ class WorkerRun(Observer):
             return report_failure(error, EXIT_CANNOT_START)
         except KeyboardInterrupt:
             return EXIT_DRAINED
-        failure = trio.run(self._serve, application)
+        with offer(self._inspection, wanted=self._job.config.inspector) as instruments:
+            failure = trio.run(self._serve, application, instruments=instruments)
         if failure is None:
             return EXIT_DRAINED
         return report_failure(failure, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
@@ -76,6 +80,7 @@ class WorkerRun(Observer):
     async def _serve(self, app: ASGIApp) -> StartupError | LifespanError | None:
         self._token = trio.lowlevel.current_trio_token()
         self._dump.attach()
+        self._inspection.loop.attach()
         for order in list(self._asked):
             self._obey(order)
         async with trio.open_nursery() as nursery:
@@ -127,7 +132,7 @@ class WorkerRun(Observer):
     def started(self, value: Server | None = None) -> None:
         """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
         assert value is not None
-        self._server = self._dump.server = value
+        self._server = self._dump.server = self._inspection.server = value
         self._serves.set()
         self._link.report(Report.READY)
 
@@ -138,6 +143,7 @@ class WorkerRun(Observer):
 
     def phase_changed(self, phase: Phase) -> None:
         self._hard.phase_changed(phase)
+        self._inspection.phase = phase
         if phase is Phase.DRAINING and self._server is not None and self._server.statistics().connections:
             self._log(logging.INFO, "stopping: waiting for %s", self._server.describe_waiting())
         elif phase is Phase.CANCELLING:

@@ -8,6 +8,7 @@ from math import inf
 
 import trio
 
+from ..activity import Activity
 from ..asgi.handle import handle_http, handle_websocket
 from ..clock import Timer
 from ..context import ServerContext
@@ -197,14 +198,12 @@ class HTTP11Connection:
 
     # What it does
 
-    def activities(self, now: float) -> Iterator[tuple[trio.lowlevel.Task, str]]:
-        """What each task of the connection does, and for how many seconds, in words; ``now`` is Trio's. For any
-        thread.
-        """
+    def activities(self) -> Iterator[Activity]:
+        """What each task of the connection does. For any thread."""
         for one in list(self._family) or [self]:
-            task = one._task
+            task, client, since = one._task, one._endpoint.client_name, one._reads_since
             if task is not None:
-                yield task, one._describe(now)
+                yield Activity(task, client, one._exchange, since, one._codec.has_begun, one._served)
 
     @property
     def state(self) -> str:
@@ -213,15 +212,6 @@ class HTTP11Connection:
         if running:
             return "active" if running[0].protocol is None else "websocket"
         return "reading" if self._codec.has_begun else "idle"
-
-    def _describe(self, now: float) -> str:
-        exchange, since = self._exchange, self._reads_since
-        if exchange is not None:
-            return f"{exchange.request.endpoint.client_name} {exchange.describe(now)}"
-        name = self._endpoint.client_name
-        if since is None:
-            return f"{name} closes"
-        return f"{name} {'reads a head' if self._codec.has_begun else 'idle'}, {now - since:.1f} s"
 
     # The exchange
 

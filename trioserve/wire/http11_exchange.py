@@ -13,7 +13,7 @@ from ..errors import ClientDisconnected, ProtocolError, Refusal, WriteTimeout
 from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
 from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
-from ..types import Headers
+from ..types import Headers, PlainValues
 from .codec import CONTINUE, Codec
 
 RATE_PATIENCE = 30.0
@@ -82,6 +82,21 @@ class HTTP11Exchange:
         kind = request.method if request.protocol is None else "WebSocket"
         answered = " (answered)" if self.ended and request.protocol is None else ""
         return f"{kind} {request.target.decode('ascii')}{answered}, {now - self.started:.1f} s"
+
+    def to_plain(self, now: float) -> PlainValues:
+        request = self.request
+        return {
+            "client": request.endpoint.client_name,
+            "method": request.method,
+            "target": request.target.decode("ascii"),
+            "http_version": request.http_version,
+            "websocket": request.protocol is not None,
+            "age": round(now - self.started, 3),
+            "status": self.status,
+            "answered": self.ended,
+            "received": self.received,
+            "sent": self.sent,
+        }
 
     # Receiving
 
