@@ -192,7 +192,7 @@ async def test_a_connection_whose_task_has_not_begun(monkeypatch: pytest.MonkeyP
 def test_http_that_does_not_run() -> None:
     """Before its task runs, and once it has ended, there is nothing to tell."""
     nothing: AnyValue = None
-    assert list(HTTP11Connection(nothing, nothing, Endpoint(), nothing, nothing, nothing).activities(0)) == []
+    assert list(HTTP11Connection(nothing, nothing, Endpoint(), nothing, nothing, nothing).activities()) == []
 
 
 async def test_loop_lag_in_the_statistics() -> None:

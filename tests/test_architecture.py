@@ -17,9 +17,15 @@ PACKAGE = Path(trioserve.__file__).parent
 
 FLOORS = (
     # F0 words
-    ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
+    (
+        *("errors", "types", "foreign_loop", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
+        *("config", "exchange", "transport"),
+    ),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "logs", "metrics", "forwarded", "context", "observer", "foreign_loop"),
+    (
+        *("clock", "drain", "bell", "linger", "formatters", "metrics", "figures", "forwarded", "context", "observer"),
+        "activity",
+    ),
     # F2 the application
     ("asgi.*",),
     # F3 the client
@@ -27,11 +33,14 @@ FLOORS = (
     # F4 sockets
     ("net.*", "lanes", "connection"),
     # F5 one server
-    ("server", "inspector"),
+    ("server", "inspector", "waits", "snapshot", "outline"),
     # F6 processes
     ("process.*",),
     # F7 edges
-    ("foreign_flags", "switching", "cli", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
+    (
+        *("foreign_flags", "switching", "cli", "cli_inspect", "screen", "testing.*", "pytest_plugin"),
+        *("demo", "demo_chat", "__main__"),
+    ),
     # the public names, and nothing else
     ("",),
 )
@@ -44,7 +53,7 @@ HOMES = {
     "h11": "wire.codec_h11",
     "h2": "wire.http2",
     "httptools": "wire.codec_httptools",
-    "prometheus_client": "metrics",
+    "prometheus_client": "process.exposition",
     "signal": "process.signals",
     "ssl": "net.tls",
     "subprocess": "process.child",
@@ -58,6 +67,7 @@ HOMES = {
 """The one module that may import a library: all that are not of the standard library, and the weighty ones of it."""
 
 SECOND_HOMES = {
+    ("click", "cli_inspect"),  # the sub-command
     ("wsproto", "asgi.deflate"),  # one of its extensions, with a bound that its own lacks
     ("wsproto", "asgi.quick_frames"),  # its words for what is read without it, and its mask
     ("h11", "testing.http_client"),  # the other side of it

@@ -271,6 +271,9 @@ def test_dependency_missing(project):
     assert str(failure("site_r:app")).endswith(f"'zzqx_missing'; is it installed for {sys.executable}?")
     write(project / "site_s.py", "import json.zzqx\n")
     assert str(failure("site_s:app")).endswith("No module named 'json.zzqx'")
+    write(project / "pack_r" / "__init__.py", "from . import inner\n")
+    write(project / "pack_r" / "inner.py", "import zzqx_missing\n")
+    assert str(failure("pack_r:app")).endswith(f"'zzqx_missing'; is it installed for {sys.executable}?")
     write(project / "site_t.py", "raise ModuleNotFoundError('nothing')\n")
     assert str(failure("site_t:app")).endswith("ModuleNotFoundError: nothing")
 

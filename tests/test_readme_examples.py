@@ -34,13 +34,13 @@ def below(text: str, heading: str, mark: str) -> str:
     return rest.partition(f"\n{mark}")[0]
 
 
-def run(folder: Path, *arguments: str) -> str:
+def run(folder: Path, *arguments: str, **variables: str) -> str:
     """Run Python there, without what the tests' own run has set; returns what it printed, and fails if it failed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment,
+        env={**environment, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -115,6 +115,63 @@ trio.run(trial)
     code = only_block(below(README.read_text(), "## Coming from Hypercorn", "## ")).replace("port=8000", "port=0")
     (tmp_path / "program.py").write_text(f"import trio.testing\n{code}{ending}")
     run(tmp_path, "-W", "error", "program.py")
+
+
+# Asks the example of OpenTelemetry, and prints the spans that it makes.
+ASK = """
+import json
+import httpx
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from trioserve.testing import running
+from main import app, provider
+
+spans = InMemorySpanExporter()
+provider.add_span_processor(SimpleSpanProcessor(spans))
+headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+with running(app) as server, httpx.Client(base_url=server.url) as client:
+    assert client.get("/items/3?color=red", headers=headers).json() == 3
+    assert client.get("/items/4").json() == 4
+    with server.websocket("/echo") as websocket:
+        websocket.send_message("hello")
+        assert websocket.get_message() == "hello"
+    assert client.get("/missing").status_code == 404
+    spans.shutdown = lambda: None  # what is in memory is to outlive the server
+found = spans.get_finished_spans()
+print("SPANS", json.dumps([
+    {"name": one.name, "kind": one.kind.name, "parent": one.parent and f"{one.parent.span_id:016x}",
+     "trace": f"{one.context.trace_id:032x}", **one.attributes, **one.resource.attributes}
+    for one in found
+]))
+"""
+
+
+def test_the_example_of_opentelemetry_makes_one_span_per_request(tmp_path: Path) -> None:
+    """Each request is one server span, with method, route, target, status and client, and its caller's trace."""
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", below(README.read_text(), "## OpenTelemetry", "## "), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 1
+    (tmp_path / "main.py").write_text(blocks[0])
+    (tmp_path / "ask.py").write_text(ASK)
+    printed = run(tmp_path, "-W", "error", "ask.py", OTEL_SEMCONV_STABILITY_OPT_IN="http")
+    told = [line for line in printed.splitlines() if line.startswith("SPANS ")]
+    spans = json.loads(told[0].removeprefix("SPANS "))
+    servers = [one for one in spans if one["kind"] == "SERVER"]
+    assert [one["name"] for one in servers] == [*["GET /items/{number:int}"] * 2, "WebSocket /echo", "GET /missing"]
+    routes = ["/items/{number:int}", "/items/{number:int}", "/echo", None]
+    assert [one.get("http.route") for one in servers] == routes
+    assert [one["url.path"] for one in servers] == ["/items/3", "/items/4", "/echo", "/missing"]
+    assert [one.get("http.request.method") for one in servers] == ["GET", "GET", None, "GET"]
+    assert [one["url.scheme"] for one in servers] == ["http", "http", "ws", "http"]
+    assert [one["http.response.status_code"] for one in servers] == [200, 200, 200, 404]
+    assert {(one["client.address"], one["service.name"]) for one in servers} == {("127.0.0.1", "shop")}
+    assert servers[0]["url.query"] == "color=red"
+    assert [one["parent"] for one in servers] == ["b7ad6b7169203331", None, None, None]
+    assert servers[0]["trace"] == "0af7651916cd43dd8448eb211c80319c"
+    assert [one["name"] for one in spans if one["kind"] != "SERVER"] == ["database", "database"]
+    # And what goes to the console are as many spans.
+    assert printed.count('\n    "name": "') == len(spans)
 
 
 def test_every_example_is_tested() -> None:

@@ -262,6 +262,8 @@ async def test_a_wrong_option_is_refused(options, text, config):
         ({"workers": 2}, "workers=2"),
         ({"reload": True}, "reload"),
         ({"watchdog": 1}, "watchdog"),
+        ({"pid_file": "app.pid"}, "pid_file"),
+        ({"log_config": "log.json"}, "log_config"),
         ({"workers": 1}, None),
     ],
 )

@@ -21,10 +21,6 @@ from trioserve.switching import find_foreign_variables, translate
 from .test_readme_examples import README, below
 
 NOWHERE = "\N{EN DASH}"
-COMING = {
-    *("--log-config", "log_config", "--access-log-format", "--metrics-bind", "metrics_bind", "--pid-file"),
-}
-"""Of ours, and on the way."""
 KNOWN = {one.name: one for one in options()}
 
 
@@ -140,13 +136,13 @@ def test_tables_name_options_that_there_are(heading):
     known |= {f"--no-{one.flag[2:]}" for one in KNOWN.values() if one.kind is bool}
     for theirs, *_, ours, difference in rows(heading):
         if ours == "the same":
-            assert {name.split()[0] for name in flags(theirs)} <= known | COMING
+            assert {name.split()[0] for name in flags(theirs)} <= known
         elif ours != NOWHERE and flags(theirs) != ["--ws"]:
-            assert set(words(ours)) <= known | COMING
+            assert set(words(ours)) <= known
         for word in words(difference):
             name = word.split()[0]
             if name.startswith("--") and name not in FOREIGN_FLAGS:
-                assert name in known | COMING
+                assert name in known
 
 
 def test_refused_flags_are_none_of_ours():

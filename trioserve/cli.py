@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import click
 
+from .cli_inspect import run_inspect
 from .config import options
 from .errors import AppLoadError, ConfigError
 from .options import Group, Option
@@ -27,6 +28,9 @@ Each option can also be set in the environment (TRIOSERVE_PORT=8000) and in a fi
 else trioserve.toml in the current folder, else [tool.trioserve] of the nearest pyproject.toml.
 In the environment several values of one option are separated by commas or line breaks.
 The command line wins over the environment, the environment over the file; "none" stands for no value.
+
+\b
+`trioserve inspect [PID]` shows what a running server does.
 
 \b
 Exit codes: 0 stopped and drained, 1 crashed or cut off by the hard deadline, 2 wrong usage,
@@ -95,6 +99,8 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         _check_command(args, ctx)
+        if args[:1] == ["inspect"]:  # no application, whose name has a colon
+            run_inspect(args[1:], ctx.command_path)
         try:
             args = translate(args)
             return super().parse_args(ctx, list(args))

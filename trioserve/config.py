@@ -16,10 +16,20 @@ from typing import Literal
 
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
-from .option_texts import check_dotted_name, check_forwarded_header, check_root_path, parse_header
+from .option_texts import (
+    check_dotted_name,
+    check_forwarded_header,
+    check_log_config,
+    check_metrics_bind,
+    check_root_path,
+    parse_header,
+)
 from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
+
+_FOR_PROCESSES = ("watchdog", "metrics_bind", "drain_delay", "pid_file", "log_config")
+"""Options that mean nothing to a server within another's program, besides those that start processes."""
 
 
 def _to_plain(value: AnyValue) -> AnyValue:
@@ -213,6 +223,13 @@ class Config:
     log_level: Literal["critical", "error", "warning", "info", "debug"] = option(
         "info", Group.LOGS, "Least level that is logged."
     )
+    log_config: str | Mapping[str, AnyValue] | None = option(
+        None,
+        Group.LOGS,
+        "Logging set-up in the schema of logging.config.dictConfig: JSON or TOML; a table in a file or a program.",
+        metavar="FILE",
+        check=check_log_config,
+    )
     log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
     access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
@@ -221,6 +238,9 @@ class Config:
     timeout_worker_healthcheck: float = option(
         10, Group.PROCESSES, "A worker whose event loop is blocked for longer is killed and replaced.", above=0
     )
+    pid_file: str | None = option(
+        None, Group.PROCESSES, "Keep the number of the process to signal in this file, while it serves.", metavar="FILE"
+    )
 
     watchdog: float | None = option(
         None,
@@ -228,6 +248,20 @@ class Config:
         "Log where the event loop is blocked, and by which request, after so long.",
         minimum=0.1,
         metavar="SECONDS",
+    )
+
+    inspector: bool = option(
+        True, Group.PROCESSES, "Let `trioserve inspect` of the same user see what this server does."
+    )
+    metrics_bind: str | None = option(
+        None,
+        Group.PROCESSES,
+        "Serve /metrics, /livez and /readyz here: HOST:PORT or unix:PATH (needs prometheus-client).",
+        metavar="ADDRESS",
+        check=check_metrics_bind,
+    )
+    drain_delay: float = option(
+        0, Group.PROCESSES, "After a stop signal /readyz says no, and all else goes on for so long.", minimum=0
     )
 
     reload: bool = option(False, Group.RELOAD, "Start anew when a file changes.")
@@ -261,6 +295,10 @@ class Config:
             for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"{name} needs ssl_certfile")
+        if self.log_config is not None and self.log_format != "text":
+            raise ConfigError(
+                "log_format is for the handlers that log_config replaces; name trioserve.formatters.JSONFormatter there"
+            )
         if self.reload and self.workers > 1:
             raise ConfigError(f"reload runs one worker, so it cannot go with workers={self.workers}")
         if self.ssl_cert_reqs != "none" and self.ssl_context_factory is None:
@@ -289,7 +327,7 @@ class Config:
             return "reload"
         if self.workers > 1:
             return f"workers={self.workers}"
-        return None if self.watchdog is None else "watchdog"
+        return next((name for name in _FOR_PROCESSES if getattr(self, name)), None)
 
     @property
     def names_address(self) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import trio
 
+from .activity import ConnectionActivity, State, sum_up
 from .context import ServerContext
-from .errors import ClientDisconnected, ProtocolError
+from .errors import ClientDisconnected, ProtocolError, Refusal
 from .exchange import Address, Endpoint
 from .lanes import Lanes
 from .linger import linger
@@ -59,7 +60,7 @@ class _Connection:
         self.began = began
         self.endpoint = Endpoint()
         self.task: trio.lowlevel.Task | None = None
-        self.phase = ""
+        self.phase: State | None = None
         """What it does before it speaks HTTP."""
         self.transport: Transport | None = None
         self.http: HTTP11Connection | None = None
@@ -68,10 +69,21 @@ class _Connection:
 
     def activities(self, now: float) -> Iterable[tuple[trio.lowlevel.Task, str]]:
         if self.http is not None:
-            return self.http.activities(now)
+            return [(one.task, one.describe(now)) for one in self.http.activities()]
         if self.task is None:
             return []
-        return [(self.task, f"{self.endpoint.client_name} {self.phase}, {now - self.began:.1f} s")]
+        return [(self.task, f"{self.endpoint.client_name} {self.phase or State.BEGINS}, {now - self.began:.1f} s")]
+
+    def look(self) -> ConnectionActivity:
+        """What it does. For any thread."""
+        http, began = self.http, self.began
+        parts = [] if http is None else list(http.activities())
+        if parts:
+            state, since = sum_up(parts, began)
+        else:
+            state, since = (self.phase or State.BEGINS) if http is None else State.CLOSES, began
+        client = self.endpoint.client_name
+        return ConnectionActivity(client, self.listener, self.is_secured, began, since, state, self.task, parts)
 
 
 class Connections:
@@ -86,9 +98,8 @@ class Connections:
         self.tls = tls
         self._make_codec = codec_maker(server.config)
         counters = server.counters
-        self.door = Door(
-            server.config.limit_connections, lambda: counters.connections, partial(counters.count_rejected, 503)
-        )
+        count_refused = partial(counters.count_rejected, 503, Refusal.NO_DESCRIPTORS)
+        self.door = Door(server.config.limit_connections, lambda: counters.connections, count_refused)
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         config = server.config
         self._trust = Trust(config.forwarded_allow_ips) if config.forwarded_allow_ips else None
@@ -122,6 +133,17 @@ class Connections:
         now = self._server.clock.now()
         # A copy, made without running Python code, so that no other thread can change it in between.
         return dict(activity for connection in list(self._open) for activity in connection.activities(now))
+
+    def look(self) -> list[Callable[[], ConnectionActivity]]:
+        """The open connections, each of which tells what it does when called. For any thread."""
+        return [connection.look for connection in list(self._open)]
+
+    def states(self) -> dict[str, int]:
+        """How many connections do what; "opening" is all before HTTP begins."""
+        found: dict[str, int] = dict.fromkeys(("opening", "idle", "reading", "active", "websocket"), 0)
+        for connection in self._open:
+            found["opening" if connection.http is None else connection.http.state] += 1
+        return found
 
     def start(self, nursery: trio.Nursery, accepted: Accepted, is_secured: bool, listener: str) -> None:
         """As serve, in a task of this nursery, which is the same each time."""
@@ -180,14 +202,14 @@ class Connections:
             nursery.start_soon(watched.watch)
         begun = b""
         if self._trust is not None:
-            connection.phase = "PROXY header"
+            connection.phase = State.PROXY
             heard = await self._hear_proxy(self._trust, transport, endpoint)
             if heard is None:
                 await transport.aclose()  # which also ends the task that watches a stream
                 return
             begun = heard
         if connection.is_secured and self.tls is not None:
-            connection.phase = "TLS handshake"
+            connection.phase = State.TLS
             secured = await self._secure(transport, self.tls, endpoint, connection.listener, nursery, begun)
             if secured is None:
                 return
@@ -226,7 +248,7 @@ class Connections:
         try:
             heard = await receive_header(transport, deadline=deadline, drain=self._server.drain)
         except ProtocolError as error:
-            self._server.counters.count_rejected(error.status)
+            self._server.counters.count_rejected(error.status, error.why)
             server_log.info("closed a connection from %s: %s", endpoint.client_name, error.reason)
             return None
         finally:
@@ -276,6 +298,7 @@ class Connections:
             raise
         finally:
             self._handshaking.discard(transport)
+        self._server.counters.count_handshake(listener)
         endpoint.scheme = "https"
         endpoint.tls = functools.cache(partial(describe_tls, session.tls, tls))
         return TLSTransport(transport, session, clock, config.timeout_write)

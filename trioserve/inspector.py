@@ -27,12 +27,12 @@ FRAME_LIMIT = 12
 """Frames shown of each task, the innermost. A wait for a socket takes eight of them inside Trio."""
 
 # Trio's root task nests three nurseries: that of TrioToken.run_sync_soon, that of the system tasks, that of main.
-_SYSTEM_NURSERIES = 2
+SYSTEM_NURSERIES = 2
 _SYSTEM_TASK_LIMIT = 20
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A task in the tree. ``nursery`` says which of its parent's nurseries it is in, if that has several."""
 
     depth: int
@@ -45,7 +45,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """Where a function has got to. Not its frame: whoever holds that keeps the function's variables alive."""
 
     code: CodeType
@@ -53,7 +53,7 @@ class _Call:
     module: dict[str, AnyValue]
 
     @classmethod
-    def of(cls, frame: FrameType, line: int | None) -> _Call:
+    def of(cls, frame: FrameType, line: int | None) -> Call:
         return cls(frame.f_code, line, frame.f_globals)
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ def format_task_tree(root: trio.lowlevel.Task, notes: Notes | None = None) -> st
     """
     notes = notes or {}
     nurseries = root.child_nurseries
-    places = _walk(nurseries[_SYSTEM_NURSERIES:])
+    places = walk(nurseries[SYSTEM_NURSERIES:])
     lines = ["Tasks, each with where it waits, the most recent call last:"]
     for place in islice(places, TASK_LIMIT):
         lines += _describe_task(place, notes)
@@ -82,7 +82,7 @@ def format_task_tree(root: trio.lowlevel.Task, notes: Notes | None = None) -> st
     if rest:
         lines.append(f"... and {len(rest)} more")
         lines += [_describe_briefly(place, notes) for place in rest if place.is_running or place.task in notes]
-    system = [_name_of(child.task) for child in _children(nurseries[:_SYSTEM_NURSERIES], 0)]
+    system = [name_of(child.task) for child in children_in(nurseries[:SYSTEM_NURSERIES], 0)]
     more = f", and {len(system) - _SYSTEM_TASK_LIMIT} more" if len(system) > _SYSTEM_TASK_LIMIT else ""
     lines.append(f"System tasks: {', '.join(system[:_SYSTEM_TASK_LIMIT])}{more}")
     return "\n".join(lines)
@@ -94,81 +94,101 @@ def describe_running(root: trio.lowlevel.Task, notes: Notes) -> str | None:
     None if none does, as when the event loop itself runs. ``root`` as for format_task_tree.
     """
     # System tasks, too: what is sent to the event loop from other threads is called by one.
-    running = next((place.task for place in _walk(root.child_nurseries) if place.is_running), None)
+    running = next((place.task for place in walk(root.child_nurseries) if place.is_running), None)
     task = running
     while task is not None:
         if task in notes:
             return notes[task]
         task = None if task.parent_nursery is None else task.parent_nursery.parent_task
-    return None if running is None else f"the task {_name_of(running)}"
+    return None if running is None else f"the task {name_of(running)}"
 
 
-def _walk(nurseries: Sequence[trio.Nursery]) -> Iterator[_Place]:
+def walk(nurseries: Sequence[trio.Nursery]) -> Iterator[Place]:
     """All tasks in these nurseries, each before its children."""
     # Not recursive: nurseries nest as deep as programs like.
-    ahead = _children(nurseries, 0)
+    ahead = children_in(nurseries, 0)
     while ahead:
         place = ahead.pop()
         yield place
-        ahead += _children(place.task.child_nurseries, place.depth + 1)[::-1]
+        ahead += children_in(place.task.child_nurseries, place.depth + 1)[::-1]
 
 
-def _children(nurseries: Sequence[trio.Nursery], depth: int) -> list[_Place]:
+def children_in(nurseries: Sequence[trio.Nursery], depth: int) -> list[Place]:
     found = []
     for number, nursery in enumerate(nurseries, 1):
         words = f" (nursery {number} of {len(nurseries)})" if len(nurseries) > 1 else ""
         # Trio keeps a set and hands out a copy. Copying a set runs no Python code, so the event loop, which may be
         # running in its own thread, cannot change it in between.
-        tasks = sorted(nursery.child_tasks, key=_name_of)
-        found += [_Place(depth, task, words) for task in tasks]
+        tasks = sorted(nursery.child_tasks, key=name_of)
+        found += [Place(depth, task, words) for task in tasks]
     return found
 
 
-def _name_of(task: trio.lowlevel.Task) -> str:
+def name_of(task: trio.lowlevel.Task) -> str:
+    """Its name, on one line."""
     # A name is any text of the application's: without the escapes of repr() it could be several lines.
     return repr(task.name)[1:-1]
 
 
-def _describe_briefly(place: _Place, notes: Notes) -> str:
+def _describe_briefly(place: Place, notes: Notes) -> str:
     note = notes.get(place.task)
-    return f"{'running: ' if place.is_running else '- '}{_name_of(place.task)}{'' if note is None else ': ' + note}"
+    return f"{'running: ' if place.is_running else '- '}{name_of(place.task)}{'' if note is None else ': ' + note}"
 
 
-def _describe_task(place: _Place, notes: Notes) -> list[str]:
+def _describe_task(place: Place, notes: Notes) -> list[str]:
     margin = "  " * place.depth
     note = notes.get(place.task)
-    lines = [f"{margin}- {_name_of(place.task)}{place.nursery}{'' if note is None else ': ' + note}"]
+    lines = [f"{margin}- {name_of(place.task)}{place.nursery}{'' if note is None else ': ' + note}"]
     if place.is_running:
         return [*lines, f"{margin}    running"]
-    calls: list[_Call] = []
-    # The task may go on while it is looked at: then a generator that it waited in can lose its frame under Trio's
-    # hands, and what was found so far is all there is to tell.
-    with contextlib.suppress(AttributeError):
-        calls += (_Call.of(*one) for one in place.task.iter_await_frames())
+    calls = calls_of(place.task)
     if len(calls) > FRAME_LIMIT:
         lines.append(f"{margin}    ...")
     return lines + [f"{margin}    {call}" for call in calls[-FRAME_LIMIT:]]
 
 
+def calls_of(task: trio.lowlevel.Task) -> list[Call]:
+    """The calls that a task waits in, the innermost last. For any thread."""
+    calls: list[Call] = []
+    # The task may go on while it is looked at: then a generator that it waited in can lose its frame under Trio's
+    # hands, and what was found so far is all there is to tell.
+    with contextlib.suppress(AttributeError):
+        calls += (Call.of(*one) for one in task.iter_await_frames())
+    return calls
+
+
 def format_thread_stacks() -> str:
     """Describe what every thread is doing, the main thread first; the thread that asks is left out."""
-    stacks = _take_stacks()
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    main = threading.main_thread().ident
     lines = ["Threads, the most recent call last:"]
-    for identifier in sorted(stacks, key=lambda one: one != main):
-        # A thread that was not started from Python has no name.
-        lines.append(f"- {names.get(identifier, identifier)}")
-        for call in reversed(stacks[identifier]):
+    for thread in name_stacks(take_stacks()):
+        lines.append(f"- {thread.name}")
+        for call in thread.calls:
             source = linecache.getline(call.code.co_filename, call.line or 0, call.module).strip()
             lines.append(f"    {call}{': ' if source else ''}{source}")
     return "\n".join(lines)
 
 
-def _take_stacks() -> dict[int, list[_Call]]:
+@dataclass(frozen=True)
+class ThreadStack:
+    """The calls that a thread is in, the innermost last."""
+
+    name: str
+    calls: Sequence[Call]
+
+
+def name_stacks(stacks: Mapping[int, Sequence[Call]]) -> list[ThreadStack]:
+    """What take_stacks has found, the main thread first."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    main = threading.main_thread().ident
+    ordered = sorted(stacks, key=lambda one: one != main)
+    # A thread that was not started from Python has no name.
+    return [ThreadStack(str(names.get(one, one)), stacks[one][::-1]) for one in ordered]
+
+
+def take_stacks() -> dict[int, list[Call]]:
     """The calls that all threads but this one are in, innermost first, by the threads' identifiers."""
     # All at once, before anything is done with them: reading a source file lets the other threads run on.
     frames = sys._current_frames()
     # Our own would also make a cycle with this call's variables, and keep whatever they refer to.
     del frames[threading.get_ident()]
-    return {identifier: [_Call.of(*one) for one in traceback.walk_stack(top)] for identifier, top in frames.items()}
+    return {identifier: [Call.of(*one) for one in traceback.walk_stack(top)] for identifier, top in frames.items()}

@@ -1,21 +1,14 @@
-"""What is logged, and how the command line shows it.
+"""What is logged.
 
 The library only emits, on the three loggers below; neither importing this module nor ``serve()`` configures anything.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
-import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TextIO
 
-from .config import Config
 from .foreign_loop import tell_of_asyncio
 from .types import PlainValues
 
@@ -157,147 +150,3 @@ def log_application_error(message: str, error: BaseException | None, request_lin
     request_line = _printable(request_line)
     error_log.error("%s: %s", message, request_line, exc_info=error, extra={"request_line": request_line})
     tell_of_asyncio(error)
-
-
-# CRITICAL is what ends the process: logged so because no log_level silences it, called "error" because it is one.
-_LABELS = {logging.CRITICAL: "error"}
-_COLOR_ERROR, _COLOR_WARNING, _COLOR_FINE, _COLOR_FAINT = "31", "33", "32", "2"
-
-
-class TextFormatter(logging.Formatter):
-    """Lines for people: local time, level, message."""
-
-    default_msec_format = "%s.%03d"
-
-    def __init__(self, *, use_colors: bool = False) -> None:
-        super().__init__()
-        self._use_colors = use_colors
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        time = self.formatTime(record)
-        label = _LABELS.get(record.levelno, record.levelname.lower())
-        if self._use_colors:
-            time = _paint(time, _COLOR_FAINT)
-            label = _paint(label, _color_of(record))
-        return f"{time} {label}: {record.message}"
-
-
-def _paint(text: str, color: str) -> str:
-    return f"\x1b[{color}m{text}\x1b[0m"
-
-
-def _color_of(record: logging.LogRecord) -> str:
-    """An access line takes the colour of how the exchange went, any other that of its level."""
-    exchange = getattr(record, "exchange", None)
-    if isinstance(exchange, ExchangeRecord):
-        status = exchange.status or 0
-        if status >= 500 or exchange.outcome is Outcome.ERROR:
-            return _COLOR_ERROR
-        return _COLOR_WARNING if status >= 400 or exchange.outcome is not Outcome.OK else _COLOR_FINE
-    websocket = getattr(record, "websocket", None)
-    if isinstance(websocket, WebSocketRecord):
-        if websocket.outcome is Outcome.ERROR:
-            return _COLOR_ERROR
-        return _COLOR_FINE if websocket.outcome is Outcome.OK else _COLOR_WARNING
-    if record.levelno >= logging.ERROR:
-        return _COLOR_ERROR
-    if record.levelno >= logging.WARNING:
-        return _COLOR_WARNING
-    return _COLOR_FINE if record.levelno >= logging.INFO else _COLOR_FAINT
-
-
-class JSONFormatter(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, message, and what the record carries besides."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        values: PlainValues = {
-            "time": time.replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        for name in ("exchange", "websocket"):
-            ended = getattr(record, name, None)
-            if isinstance(ended, ExchangeRecord | WebSocketRecord):
-                values.update(ended.to_plain())
-        request_line = getattr(record, "request_line", None)
-        if request_line is not None:
-            values["request_line"] = request_line
-        if record.exc_info:
-            values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values, default=str)
-
-
-class _ConsoleHandler(logging.StreamHandler[TextIO]):
-    """A handler of ours, told by its class from those that others have put on the logger."""
-
-    def __init__(self, stream: TextIO, config: Config, *, takes_access: bool, use_colors: bool) -> None:
-        super().__init__(stream)
-        self._takes_access = takes_access
-        self.addFilter(lambda record: (record.name == access_log.name) is takes_access)
-        if config.log_format == "json":
-            self.setFormatter(JSONFormatter())
-        else:
-            self.setFormatter(TextFormatter(use_colors=use_colors))
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Fall silent once the stream is gone (``trioserve ... | head``); logging's own prints a trace per line."""
-        if not (isinstance(sys.exception(), BrokenPipeError) or self.stream.closed):
-            super().handleError(record)
-            return
-        # Not removed: logging is just walking along the list of handlers.
-        self.setLevel(logging.CRITICAL + 1)
-        _send_nowhere(self.stream)
-        if self._takes_access:
-            server_log.warning("stdout is closed: there are no more access lines")
-
-
-def _send_nowhere(stream: TextIO) -> None:
-    """Let the stream's descriptor lead nowhere.
-
-    What the broken pipe has left in the stream's buffer would otherwise fail once more when Python flushes it at the
-    end, and make the exit code 120; and each print() of the application would fail.
-
-    Source: Python's signal module, "Note on SIGPIPE".
-    """
-    # A stream that is closed, or no file at all, has no descriptor.
-    with contextlib.suppress(OSError, ValueError):
-        descriptor = stream.fileno()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
-
-
-def wants_colors(asked: bool | None, stream: TextIO | None) -> bool:
-    """Whether to colour what goes to a stream; ``asked`` is the option."""
-    if asked is not None:
-        return asked
-    # https://no-color.org: present and not empty, whatever its value.
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _is_terminal(stream)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and not stream.closed and stream.isatty()
-
-
-def configure_logging(config: Config, *, colors_errors: bool | None = None) -> None:
-    """Show what trioserve logs: access lines on stdout, everything else on stderr.
-
-    ``colors_errors``: whether stderr takes colours; None: as ``use_colors`` says, or if it is a terminal.
-    For the command line and ``run()`` only. Touches trioserve's own loggers and no other; a second call replaces what
-    the first one did.
-    """
-    for handler in list(server_log.handlers):
-        if isinstance(handler, _ConsoleHandler):
-            server_log.removeHandler(handler)
-    # Either is None in a process without a console (pythonw, a service), and run() may be called after a close().
-    for stream, takes_access in ((sys.stderr, False), (sys.stdout, True)):
-        if stream is not None and not stream.closed:
-            colors = wants_colors(config.use_colors, stream) if takes_access or colors_errors is None else colors_errors
-            handler = _ConsoleHandler(stream, config, takes_access=takes_access, use_colors=colors)
-            server_log.addHandler(handler)
-    # An application that calls logging.basicConfig() would otherwise repeat every line on the console.
-    server_log.propagate = False
-    server_log.setLevel(config.log_level.upper())
-    access_log.setLevel(logging.NOTSET if config.access_log else logging.CRITICAL + 1)

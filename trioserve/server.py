@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import trio
 
+from .activity import ConnectionActivity
 from .asgi.lifespan import Lifespan
 from .config import Config
 from .connection import Connections
 from .context import ServerContext
 from .drain import DrainKind
 from .errors import AppLoadError, BindError, ConfigError
+from .figures import Figures, figures_of
 from .metrics import Statistics, take_statistics
 from .net.binding import bind_all
 from .net.listeners import Accepted, Listener, RawAddress, Socket, accept_forever, aclose_all
@@ -37,6 +39,8 @@ class Server:
         """Where it listens, such as "http://127.0.0.1:8000" or "unix:/run/app.sock"."""
         self.addresses: tuple[RawAddress, ...] = tuple(one.raw_address for one in listeners)
         """(host, port) for TCP, the path for a unix socket, None for a listener of another kind."""
+        self.listeners: tuple[tuple[str, str | None], ...] = tuple((one.address, one.url) for one in listeners)
+        """Each listener's name in the log, and its URL if it has one."""
         context.drain.register(self._begin_drain)
 
     @property
@@ -47,6 +51,17 @@ class Server:
     def statistics(self) -> Statistics:
         """The figures of this moment."""
         return take_statistics(self._context.counters)
+
+    def figures(self) -> Figures:
+        """The same as plain values, and what the option metrics_bind adds to them. Call it from Trio's thread."""
+        context = self._context
+        found = figures_of(context.counters)
+        if context.measures is not None:
+            found.update(context.measures.figures())
+        for state, count in self._shared.states().items():
+            found["connections_open", state] = count
+        found["tasks",] = trio.lowlevel.current_statistics().tasks_living
+        return found
 
     def shutdown(self, grace: float | None = None) -> None:
         """Begin to stop: accept nothing more, let running requests finish, then let ``serve()`` return.
@@ -94,6 +109,10 @@ class Server:
         Such as "10.0.0.1:51234 GET /events, 3.2 s" or "10.0.0.1:51235 idle, 61.0 s".
         """
         return self._shared.activities()
+
+    def look(self) -> list[Callable[[], ConnectionActivity]]:
+        """The open connections, each of which tells what it does when called. For any thread."""
+        return self._shared.look()
 
     def note_loop_lag(self, seconds: float) -> None:
         """Count how late the event loop came to something whose time was known, for ``statistics``."""

@@ -322,10 +322,22 @@ def format_settings(settings: Settings) -> str:
 def _to_toml(one: Option, value: AnyValue) -> str:
     if value is None:
         return '"none"'
+    if isinstance(value, dict):
+        return _to_inline_toml(value)
     if one.name == "ssl_keyfile_password":
         return '"********"'
     if one.octal:
         return f"0o{value:o}"
     if value == math.inf:
         return "inf"  # JSON has no such number, and json writes Infinity
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _to_inline_toml(value: AnyValue) -> str:
+    if isinstance(value, dict):
+        # TOML has no null; for logging a key without a value is one that is not there.
+        rows = [f"{json.dumps(key)} = {_to_inline_toml(inner)}" for key, inner in value.items() if inner is not None]
+        return f"{{ {', '.join(rows)} }}" if rows else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_to_inline_toml, value))}]"
     return json.dumps(value, ensure_ascii=False)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
 
 from ..errors import AppLoadError, StartupError
+from ..figures import Figures
 from ..logs import server_log
 from ..net.tls import load_tls
+from ..observer import Phase
+from ..types import PlainValues
 from ..wire.codecs import codec_name
+from .admin import Admin, Page, health_pages
 from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .inspection import Inspection
+from .inspector_folder import sweep_folders
+from .inspector_page import inspector_pages
 from .job import Order
 from .loader import add_app_dir
+from .pid_file import PidFile
 from .settings import Settings
 from .signals import Heard, hear_signals
 from .sockets import Sockets
 from .systemd import Notifier
+from .totals import Totals
 
 
 class Keeper(Protocol):
@@ -36,33 +45,43 @@ class Keeper(Protocol):
 class Supervisor:
     """Owns the sockets and the processes; a keeper decides when workers start and retire."""
 
-    def __init__(self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper]) -> None:
+    def __init__(
+        self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper], pid_file: PidFile
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._pid_file = pid_file
         self._folder = _current_folder()
         self.config = settings.config
         self.sockets = Sockets(self.config)
         self.workers: list[Worker] = []
         """All that run, also those that are starting or leaving."""
+        self.totals = Totals()
         self.notifier = Notifier.from_environment()
         self._keeper = make_keeper(self)
         self._processes: trio.Nursery | None = None
         self._keeping = trio.CancelScope()
         self._exit_code = EXIT_DRAINED
         self._stops = 0
+        self._stop_is_due = trio.Event()  # after the drain_delay
         self._has_announced = False
+        self.inspection = Inspection("supervisor", app, workers=self._describe_workers)
 
     async def run(self) -> int:
         """Serve until told to stop, and return the exit code."""
+        self.inspection.loop.attach()
         async with trio.open_nursery() as services:
             await services.start(self._hear_signals)
             services.start_soon(self._feed_watchdog)
+            services.start_soon(self._stop_later)
             try:
                 if self._folder == os.curdir:
                     raise AppLoadError("the current folder does not exist any more")
                 codec_name(self.config)
                 self._try_tls()
                 await self.sockets.bind()
+                if self.config.metrics_bind is not None:
+                    await services.start(Admin(self.config, self._pages(), self._take_figures).run)
                 async with trio.open_nursery() as self._processes:
                     with self._keeping:
                         await self._keeper.run()
@@ -84,6 +103,21 @@ class Supervisor:
             add_app_dir(self.config.app_dir)
         load_tls(self.config)
 
+    def _pages(self) -> dict[str, Page]:
+        """What is served beside the application, on an address of its own."""
+        watching = inspector_pages(self.inspection) if self.config.inspector else {}
+        return {**health_pages(self._why_not_ready), **watching}
+
+    async def _take_figures(self) -> Figures:
+        return await self.totals.take(self.workers)
+
+    def _why_not_ready(self) -> str | None:
+        if self._stops or self._keeping.cancel_called:
+            return "draining"
+        if any(one.serves for one in self.workers):
+            return None
+        return "no worker serves" if self._has_announced else "starting"
+
     # For the keeper
 
     async def start_worker(self, slot: int, on_news: Callable[[], None]) -> Worker:
@@ -99,15 +133,21 @@ class Supervisor:
 
     def serving(self) -> None:
         """A worker is ready."""
+        if self._stops:
+            return  # what is replaced during the drain_delay is no news
+        if not self._has_announced:
+            self._pid_file.publish()
         count = sum(one.serves for one in self.workers)
         self.notifier.ready("1 worker serves" if count == 1 else f"{count} workers serve")
         if not self._has_announced:
             self._has_announced = True
+            self.inspection.phase = Phase.SERVING
             announce(self._app, self.sockets.urls, self._settings)
 
     def stop(self, exit_code: int = EXIT_DRAINED) -> None:
         """Begin to stop; the first exit code that is no success stays."""
         self._exit_code = self._exit_code or exit_code
+        self.inspection.phase = Phase.DRAINING
         self._keeping.cancel()
 
     # Processes
@@ -118,6 +158,9 @@ class Supervisor:
             await worker.run(task_status)
         finally:
             self.workers.remove(worker)
+            self.totals.keep(worker)
+            if self.config.inspector:
+                sweep_folders()  # one that was killed has left its socket
         if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
             return  # it has said why
         if not worker.exit_code and worker.is_leaving:
@@ -133,6 +176,10 @@ class Supervisor:
             worker.order(Order.STOP)
         # New connections are refused from here on, whatever the workers still have to do.
         await self.sockets.aclose()
+
+    def _describe_workers(self) -> tuple[Sequence[str], list[PlainValues]]:
+        """Where they listen, and what is known of each; in any thread."""
+        return self.sockets.urls, [one.to_plain(self.inspection.loop.now()) for one in list(self.workers)]
 
     # Signals
 
@@ -150,16 +197,31 @@ class Supervisor:
 
     def _stop_asked(self) -> None:
         self._stops += 1
-        if self._stops == 1:
-            if count := len(self.workers):
-                server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
-            else:
-                server_log.info("stopping")
-            self.stop()
+        delay = self.config.drain_delay
+        if self._stops == 1 and delay and self._has_announced and not self._keeping.cancel_called:
+            self.notifier.stopping(f"serving on for {delay:g} s")
+            server_log.info("not ready any more; serving on for %g s, then stopping; Ctrl-C again cuts both", delay)
+            self._stop_is_due.set()
+        elif self._stops == 1:
+            self._stop()
         else:
             server_log.warning("cancelling what the workers still do")
             for worker in self.workers:
                 worker.order(Order.CANCEL)
+            self.stop()
+
+    async def _stop_later(self) -> None:
+        await self._stop_is_due.wait()
+        await trio.sleep(self.config.drain_delay)
+        if not self._keeping.cancel_called:
+            self._stop()
+
+    def _stop(self) -> None:
+        if count := len(self.workers):
+            server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
+        else:
+            server_log.info("stopping")
+        self.stop()
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd's watchdog that all is well, as long as some worker's event loop runs."""

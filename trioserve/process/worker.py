@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import trio
 
-from ..errors import AppLoadError, LifespanError, StartupError
-from ..logs import configure_logging, server_log
+from ..errors import AppLoadError, ConfigError, LifespanError, StartupError
+from ..logs import server_log
 from ..net.listeners import Listener
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
@@ -24,12 +24,15 @@ from ..types import ASGIApp
 from .deadline import HardDeadline, show_crashes
 from .dump import Dump
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
+from .inspection import Inspection
+from .inspector_socket import offer
 from .job import Job, Order, PassedSocket, Report
 from .link import SupervisorLink
 from .loader import load_app
+from .log_setup import configure_logging
 from .pipes import open_shared
 from .signals import WorkerSignals, ignore_stops
-from .watchdog import Limit, Watchdog
+from .watchdog import Limit, Watchdog, beat_forever
 
 
 class WorkerRun(Observer):
@@ -45,6 +48,7 @@ class WorkerRun(Observer):
         self._hard = HardDeadline(job.config)
         self._hard.open()
         self._dump = Dump(f"worker {os.getpid()}")
+        self._inspection = Inspection("worker", job.app)
         self._signals = WorkerSignals(self._terminated, self._dump.ask)
         self._token: trio.lowlevel.TrioToken | None = None
         self._asked: list[Order] = []
@@ -67,7 +71,8 @@ class WorkerRun(Observer):
             return report_failure(error, EXIT_CANNOT_START)
         except KeyboardInterrupt:
             return EXIT_DRAINED
-        failure = trio.run(self._serve, application)
+        with offer(self._inspection, wanted=self._job.config.inspector) as instruments:
+            failure = trio.run(self._serve, application, instruments=instruments)
         if failure is None:
             return EXIT_DRAINED
         return report_failure(failure, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
@@ -75,6 +80,7 @@ class WorkerRun(Observer):
     async def _serve(self, app: ASGIApp) -> StartupError | LifespanError | None:
         self._token = trio.lowlevel.current_trio_token()
         self._dump.attach()
+        self._inspection.loop.attach()
         for order in list(self._asked):
             self._obey(order)
         async with trio.open_nursery() as nursery:
@@ -86,6 +92,8 @@ class WorkerRun(Observer):
             except (StartupError, LifespanError) as error:
                 return error
             finally:
+                if self._job.config.metrics_bind is not None:
+                    self._tell_figures(Report.FIGURES)  # the last, which are kept
                 nursery.cancel_scope.cancel()
         return None
 
@@ -102,18 +110,29 @@ class WorkerRun(Observer):
             limits.append(Limit(config.timeout_worker_healthcheck, lambda seconds: self._link.report(Report.BLOCKED)))
         if limits:
             await Watchdog(*limits, activities=self._dump.activities, on_beat=self._tell_beat).run()
+        elif config.metrics_bind is not None:
+            await beat_forever(self._tell_beat)
 
     def _tell_beat(self, late: float) -> None:
         assert self._server is not None
         self._server.note_loop_lag(late)
-        self._link.report(Report.BEAT)
+        if self._job.config.metrics_bind is not None:
+            self._tell_figures(Report.BEAT)
+        else:
+            self._link.report(Report.BEAT)
+
+    def _tell_figures(self, report: Report) -> None:
+        """With this report, in the event loop; the supervisor asks for none before there is a server."""
+        if self._server is not None:
+            self._link.tell_figures(self._server.figures())
+            self._link.report(report)
 
     # What the server tells
 
     def started(self, value: Server | None = None) -> None:
         """Announce the server; this is trio.TaskStatus's method, which may do without a value where none is due."""
         assert value is not None
-        self._server = self._dump.server = value
+        self._server = self._dump.server = self._inspection.server = value
         self._serves.set()
         self._link.report(Report.READY)
 
@@ -124,6 +143,7 @@ class WorkerRun(Observer):
 
     def phase_changed(self, phase: Phase) -> None:
         self._hard.phase_changed(phase)
+        self._inspection.phase = phase
         if phase is Phase.DRAINING and self._server is not None and self._server.statistics().connections:
             self._log(logging.INFO, "stopping: waiting for %s", self._server.describe_waiting())
         elif phase is Phase.CANCELLING:
@@ -141,7 +161,12 @@ class WorkerRun(Observer):
         """An order from the supervisor, in the thread that reads them."""
         if order is Order.DUMP:
             self._dump.ask()
-            return
+        elif order is Order.FIGURES:
+            self._run_in_loop(self._tell_figures, Report.FIGURES)
+        else:
+            self._stop_asked(order)
+
+    def _stop_asked(self, order: Order) -> None:
         self._stop(order)
         self._signals.interrupt()
 
@@ -150,7 +175,7 @@ class WorkerRun(Observer):
         with contextlib.suppress(OSError):
             os.dup2(2, self._hard.output, inheritable=False)
         self._log(logging.WARNING, "the supervisor has ended, so this worker stops, too")
-        self._take(Order.STOP)
+        self._stop_asked(Order.STOP)
 
     def _terminated(self) -> None:
         """A SIGTERM of our own, in the signal handler."""
@@ -201,7 +226,11 @@ def main() -> None:
         sys.exit(EXIT_DRAINED)
     sys.path[:] = job.path
     show_crashes()
-    configure_logging(job.config, colors_errors=job.colors)
+    try:
+        configure_logging(job.config, colors_errors=job.colors)
+    except ConfigError as error:  # the file was good when the supervisor read it
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no logging
+        sys.exit(EXIT_CANNOT_START)
     code = WorkerRun(job, link).run()
     ignore_stops()
     sys.exit(code)

@@ -9,11 +9,11 @@ from math import inf
 import trio
 
 from ..context import ServerContext
-from ..errors import ClientDisconnected, ProtocolError, WriteTimeout
+from ..errors import ClientDisconnected, ProtocolError, Refusal, WriteTimeout
 from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
 from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
-from ..types import Headers
+from ..types import Headers, PlainValues
 from .codec import CONTINUE, Codec
 
 RATE_PATIENCE = 30.0
@@ -83,13 +83,28 @@ class HTTP11Exchange:
         answered = " (answered)" if self.ended and request.protocol is None else ""
         return f"{kind} {request.target.decode('ascii')}{answered}, {now - self.started:.1f} s"
 
+    def to_plain(self, now: float) -> PlainValues:
+        request = self.request
+        return {
+            "client": request.endpoint.client_name,
+            "method": request.method,
+            "target": request.target.decode("ascii"),
+            "http_version": request.http_version,
+            "websocket": request.protocol is not None,
+            "age": round(now - self.started, 3),
+            "status": self.status,
+            "answered": self.ended,
+            "received": self.received,
+            "sent": self.sent,
+        }
+
     # Receiving
 
     async def receive_body(self) -> tuple[bytes, bool]:
         try:
             piece, more = await self._next_piece()
         except ProtocolError as error:
-            await self.refuse(error.status, error.reason)
+            await self.refuse(error.status, error.reason, why=error.why)
             raise ClientDisconnected(error.reason) from None
         self.received += len(piece)
         limit = self._server.config.limit_request_body
@@ -120,7 +135,8 @@ class HTTP11Exchange:
             self._uncancelled = 0
             await trio.lowlevel.checkpoint_if_cancelled()
         began = trio.current_time()
-        deadline = began + min(self._server.config.timeout_request_body, self._patience_left())
+        patience, patience_left = self._server.config.timeout_request_body, self._patience_left()
+        deadline = began + min(patience, patience_left)
         while True:
             # Also after a wait that bytes ended: they may have come together with the end of the exchange, after which
             # the transport has another reader.
@@ -138,7 +154,8 @@ class HTTP11Exchange:
                 self._codec.feed(came)
                 return
             if came is Wake.DEADLINE:
-                raise ProtocolError(408, "The request body did not come in time.")
+                why = Refusal.BODY_RATE if patience_left < patience else Refusal.BODY_TIME
+                raise ProtocolError(408, "The request body did not come in time.", why=why)
 
     def _patience_left(self) -> float:
         """Seconds until a body of which nothing more comes is too slow. Only those count in which we wait for it."""
@@ -281,12 +298,19 @@ class HTTP11Exchange:
             self.has_aborted = self.must_close = True
             self._end()
 
-    async def refuse(self, status: int, reason: str, *fields: tuple[bytes, bytes], closes: bool = True) -> None:
+    async def refuse(
+        self,
+        status: int,
+        reason: str,
+        *fields: tuple[bytes, bytes],
+        closes: bool = True,
+        why: Refusal | None = None,
+    ) -> None:
         if self.ended:
             return
         self.is_refused = True
         self.must_close |= closes
-        self._server.counters.count_rejected(status)
+        self._server.counters.count_rejected(status, why)
         self.outcome = Outcome.DEADLINE if status in (408, 504) else Outcome.ERROR
         if self.status is not None:
             self.abort()
