@@ -280,6 +280,7 @@ def test_terminate_during_startup(folder):
         (["main:app:x"], "APP must be module:attribute, not 'main:app:x'; did you mean 'main:app'?"),
         (["inspct", "12", "--watch"], "there is no command 'inspct'; did you mean 'trioserve inspect'?"),
         (["run", "main:app"], "there is no command 'run'; leave it out: trioserve main:app"),
+        (["main", "--port", "1"], "APP must be module:attribute, not 'main'; did you mean 'main:app'?"),
         (["main:app", "--worker", "2"], "there is no option '--worker'; did you mean '--workers'?"),
         (["main:app", "--por=1"], "there is no option '--por'; did you mean '--port'?"),
         (["main:app", "--prot", "1"], "there is no option '--prot'; did you mean '--port'?"),

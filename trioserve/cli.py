@@ -130,7 +130,7 @@ def _check_command(arguments: Sequence[str], context: click.Context) -> None:
     if first.isidentifier() and first not in _COMMANDS:
         if near := difflib.get_close_matches(first, _COMMANDS, 1, 0.75):
             raise click.UsageError(f"there is no command {first!r}; did you mean 'trioserve {near[0]}'?", context)
-        if ":" in "".join(arguments[1:2]):
+        if arguments[1:2] and not arguments[1].startswith("-"):
             raise click.UsageError(f"there is no command {first!r}; leave it out: trioserve {arguments[1]}", context)
 
 

@@ -116,7 +116,7 @@ UVICORN = (
 
 HYPERCORN = (
     ForeignFlag(("--access-logfile",), _only({"-": ["--access-log"]}), f"access lines go to stdout: {_REDIRECT}"),
-    ForeignFlag(("--access-logformat",), _nothing_like_it, "use --access-log-format, which has fields of its own"),
+    ForeignFlag(("--access-logformat",), _renamed("--access-log-format")),
     ForeignFlag(("-b", "--bind"), _bind("--bind")),
     ForeignFlag(("--ca-certs",), _renamed("--ssl-ca-certs")),
     ForeignFlag(("--certfile",), _renamed("--ssl-certfile")),
@@ -164,5 +164,10 @@ HYPERCORN = (
     ForeignFlag(("-w", "--workers"), _renamed("--workers")),
 )
 
-FOREIGN_FLAGS = {name: flag for flag in (*HYPERCORN, *UVICORN) for name in flag.names}
+GUNICORN = (
+    ForeignFlag(("-t", "--timeout"), _nothing_like_it, "use --timeout-worker-healthcheck SECONDS for gunicorn's"),
+)
+"""Of what is often seen before a worker class of uvicorn's; what else is so is Hypercorn's, too."""
+
+FOREIGN_FLAGS = {name: flag for flag in (*GUNICORN, *HYPERCORN, *UVICORN) for name in flag.names}
 """By each of their names. Of a name that both have the row is uvicorn's, which also serves Hypercorn's."""
