@@ -288,7 +288,9 @@ class Config:
         if not self.forwarded_allow_ips:
             for name in ("proxy_headers", "proxy_protocol"):
                 if getattr(self, name):
-                    raise ConfigError(f"{name} needs forwarded_allow_ips: the proxies that may say who a client is")
+                    raise ConfigError(
+                        f"{name} needs forwarded_allow_ips: the proxies that may say who a client is, such as 127.0.0.1"
+                    )
         if "forwarded" in self.forwarded_headers and len(set(self.forwarded_headers)) > 1:
             raise ConfigError("forwarded_headers must be forwarded alone, or without it: which counts if both come?")
         if self.ssl_certfile is None and self.ssl_context_factory is None:
