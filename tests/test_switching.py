@@ -65,12 +65,13 @@ def chosen(*arguments: str) -> dict[str, object]:
 # --- the tables hold what the servers declare
 
 
-def flags_of_uvicorn() -> set[str]:
+def options_of_uvicorn() -> list[click.Option]:
     command: click.Command = importlib.import_module("uvicorn.main").main
-    names = (
-        each for one in command.params if isinstance(one, click.Option) for each in (*one.opts, *one.secondary_opts)
-    )
-    return set(names)
+    return [one for one in command.params if isinstance(one, click.Option)]
+
+
+def flags_of_uvicorn() -> set[str]:
+    return {name for one in options_of_uvicorn() for name in (*one.opts, *one.secondary_opts)}
 
 
 def flags_of_hypercorn(monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -144,6 +145,50 @@ def test_tables_name_options_that_there_are(heading):
             name = word.split()[0]
             if name.startswith("--") and name not in FOREIGN_FLAGS:
                 assert name in known | COMING
+
+
+def is_nothing(default: object) -> bool:
+    return default in (None, "", (), []) or repr(default) == "Sentinel.UNSET"
+
+
+def told(difference: str) -> tuple[float, float] | None:
+    """Our default and theirs, if the table says that these are two numbers."""
+    found = re.match(r"(\d+), not (\d+)\b", difference)
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def test_other_defaults_than_those_of_uvicorn_are_told():
+    """A default that is not uvicorn's stands in the table, and what stands there are the two defaults."""
+    table = {flag: row for row in rows("Coming from uvicorn") for flag in flags(row[0])}
+    for theirs in options_of_uvicorn():
+        _, here, difference = table[theirs.opts[0]]
+        ours = KNOWN.get(theirs.opts[0][2:].replace("-", "_"))
+        if here != "the same" or ours is None:
+            continue
+        if not difference:
+            assert ours.default == theirs.default or (is_nothing(ours.default) and is_nothing(theirs.default))
+        elif numbers := told(difference):
+            assert numbers == (ours.default, theirs.default)
+
+
+def test_other_defaults_than_those_of_hypercorn_are_told():
+    """So do those that are not Hypercorn's."""
+    config, checked = hypercorn.config.Config(), 0
+    for _, keys, here, difference in rows("Coming from Hypercorn"):
+        named = words(keys if here == "the same" else here)
+        name = named[0].removeprefix("--").replace("-", "_") if len(named) == 1 else ""
+        if name not in KNOWN or not words(keys):
+            continue
+        ours = KNOWN[name].default
+        if numbers := told(difference):
+            size = 1024 if "KiB" in difference else 1
+            assert numbers == (ours / size, getattr(config, words(keys)[0]) / size)
+            checked += 1
+        elif not difference and name != "log_level":  # which is in capitals there
+            theirs = getattr(config, words(keys)[0])
+            assert ours == theirs or (is_nothing(ours) and is_nothing(theirs))
+            checked += 1
+    assert checked > 12
 
 
 def test_refused_flags_are_none_of_ours():
