@@ -19,10 +19,10 @@ FLOORS = (
     # F0 words
     (
         *("errors", "types", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
-        *("config", "exchange", "transport"),
+        *("transport", "exchange", "access_format", "config"),
     ),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "formatters", "metrics", "forwarded", "context", "observer"),
+    ("clock", "drain", "bell", "linger", "formatters", "access_log", "metrics", "forwarded", "context", "observer"),
     # F2 the application
     ("asgi.*",),
     # F3 the client

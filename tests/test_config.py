@@ -373,6 +373,8 @@ def _values(one: Option) -> st.SearchStrategy:
         "forwarded_headers": st.sampled_from(["x-forwarded-for", "x-forwarded-host"]),
         "port": st.integers(0, 65535),
         "uds_permissions": st.integers(0, 0o777),
+        "access_log_format": st.sampled_from(["%(h)s", "%%", ""]),
+        "access_log_exclude": st.sampled_from(["/healthz", "*"]),
         "log_config": st.sampled_from(["log.json", "LOG.TOML"]) | st.dictionaries(st.text(), _tables()),
     }
     if one.name in checked:

@@ -14,9 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from .access_format import AccessFormat
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
-from .option_texts import check_dotted_name, check_forwarded_header, check_log_config, check_root_path, parse_header
+from .option_texts import (
+    check_dotted_name,
+    check_forwarded_header,
+    check_log_config,
+    check_path_pattern,
+    check_root_path,
+    parse_header,
+)
 from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
@@ -222,6 +230,20 @@ class Config:
     )
     log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
     access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
+    access_log_format: str | None = option(
+        None,
+        Group.LOGS,
+        "The line of an exchange, such as '%(h)s %(t)s \"%(r)s\" %(s)s %(b)s'; default: ours.",
+        metavar="FORMAT",
+        check=AccessFormat,
+    )
+    access_log_exclude: tuple[str, ...] = option(
+        (),
+        Group.LOGS,
+        "Paths that have no line unless they fail, such as '/healthz' or '/static/*'. Repeatable.",
+        metavar="PATTERN",
+        check=check_path_pattern,
+    )
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
 
     workers: int = option(1, Group.PROCESSES, "Processes that serve; $WEB_CONCURRENCY is the fall-back.", minimum=1)

@@ -11,12 +11,13 @@ from typing import Protocol
 
 import trio
 
+from .access_log import AccessLog
 from .clock import Clock
 from .config import Config
 from .drain import Drain, DrainKind
 from .exchange import Request
 from .forwarded import Forwarded
-from .logs import ExchangeRecord, WebSocketRecord, log_exchange, log_websocket
+from .logs import ExchangeRecord, WebSocketRecord
 from .metrics import Counters
 from .observer import Observer
 from .types import ASGIApp, Headers, State
@@ -73,7 +74,9 @@ class ServerContext:
         # What nobody hears need not be told: of small requests that is a twentieth of all they cost.
         self._tells_exchanges = observer.hears("exchange_began", "exchange_left")
         self._tells_records = observer.hears("exchange_ended", "websocket_closed")
+        self._access = AccessLog.from_config(config)
         self.wants_records = config.access_log or self._tells_records
+        self.keeps_heads = self._access is not None and self._access.shows_response_fields
         self.active: dict[ActiveExchange, None] = {}
         self.base = contextvars.copy_context()
 
@@ -101,10 +104,11 @@ class ServerContext:
         if self._tells_exchanges:
             self.observer.exchange_left(exchange.request)
 
-    def exchange_ended(self, record: ExchangeRecord) -> None:
+    def exchange_ended(self, record: ExchangeRecord, request: Request, head: bytes) -> None:
+        """``head`` is the response head as it was sent if ``keeps_heads``, else empty."""
         self.observer.exchange_ended(record)
-        if self.config.access_log:
-            log_exchange(record)
+        if self._access is not None:
+            self._access.exchange_ended(record, request, head)
 
     def describe_waiting(self) -> str:
         """What a drain waits for, in words."""
@@ -127,8 +131,8 @@ class ServerContext:
         self.counters.websockets -= 1
         if self.wants_records:
             self.observer.websocket_closed(record)
-            if self.config.access_log:
-                log_websocket(record)
+            if self._access is not None:
+                self._access.websocket_closed(record)
 
 
 def _choose_max_requests(config: Config) -> int | None:

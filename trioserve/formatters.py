@@ -32,6 +32,14 @@ class TextFormatter(logging.Formatter):
         return f"{time} {label}: {record.message}"
 
 
+class AccessLineFormatter(TextFormatter):
+    """As TextFormatter, but of an exchange nothing but its line, which access_log_format has made."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        is_line = isinstance(getattr(record, "exchange", None), ExchangeRecord)
+        return record.message if is_line else super().formatMessage(record)
+
+
 def _paint(text: str, color: str) -> str:
     return f"\x1b[{color}m{text}\x1b[0m"
 

@@ -6,10 +6,13 @@ The library only emits, on the three loggers below; neither importing this modul
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .types import PlainValues
+from .types import AnyValue, PlainValues
 
 server_log = logging.getLogger("trioserve")
 error_log = logging.getLogger("trioserve.error")
@@ -107,15 +110,25 @@ def _printable(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def log_exchange(record: ExchangeRecord) -> None:
-    """Write the access line of an exchange that has ended; the record travels along as ``exchange``."""
-    if not access_log.isEnabledFor(logging.INFO):
+def quotable(text: str) -> str:
+    """As it may stand in a line between quotes: clients do send quotes, and one would end the field for its reader."""
+    if '"' in text or "\\" in text or not text.isascii() or not text.isprintable():
+        return text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return text
+
+
+def log_exchange(record: ExchangeRecord, line: str | None = None) -> None:
+    """Write the access line of an exchange that has ended: this one, or ours. The record travels along as
+    ``exchange``.
+    """
+    if line is not None:
+        contain(access_log.info, "%s", line, extra={"exchange": record})
         return
-    access_log.info(
+    contain(
+        access_log.info,
         '%s "%s" %s %d bytes %.1f ms first byte %s %s',
         _printable(record.client),
-        # Clients do send quotes in targets; unescaped, one would end the field for whoever reads the line.
-        record.request_line.replace('"', '\\"'),
+        quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
         "-" if record.status is None else record.status,
         record.sent,
         record.duration * 1000,
@@ -127,12 +140,11 @@ def log_exchange(record: ExchangeRecord) -> None:
 
 def log_websocket(record: WebSocketRecord) -> None:
     """Write the access line of a WebSocket that has closed; the record travels along as ``websocket``."""
-    if not access_log.isEnabledFor(logging.INFO):
-        return
-    access_log.info(
+    contain(
+        access_log.info,
         '%s "WebSocket %s" closed %d after %.1f s received %d messages %d bytes sent %d messages %d bytes %s',
         _printable(record.client),
-        _printable(record.target).replace('"', '\\"'),
+        quotable(record.target),
         record.code,
         record.duration,
         record.received_messages,
@@ -146,5 +158,14 @@ def log_websocket(record: WebSocketRecord) -> None:
 
 def log_application_error(message: str, error: BaseException | None, request_line: str) -> None:
     """Write one record with the error's trace and the request it belongs to."""
-    request_line = _printable(request_line)
-    error_log.error("%s: %s", message, request_line, exc_info=error, extra={"request_line": request_line})
+    line = _printable(request_line)
+    contain(error_log.error, "%s: %s", message, line, exc_info=error, extra={"request_line": line})
+
+
+def contain(write: Callable[..., None], *arguments: object, **keywords: AnyValue) -> None:
+    """Write what a request has to say. What a handler or a filter raises is shown, and ends no request."""
+    try:
+        write(*arguments, **keywords)
+    except Exception:  # noqa: BLE001 - foreign code; logging catches only what its own handlers raise
+        if logging.raiseExceptions and sys.stderr is not None:
+            traceback.print_exc()

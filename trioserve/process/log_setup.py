@@ -9,7 +9,7 @@ import sys
 from typing import TextIO
 
 from ..config import Config
-from ..formatters import JSONFormatter, TextFormatter
+from ..formatters import AccessLineFormatter, JSONFormatter, TextFormatter
 from ..logs import access_log, server_log
 from .log_config import apply_log_config
 
@@ -24,7 +24,8 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
         if config.log_format == "json":
             self.setFormatter(JSONFormatter())
         else:
-            self.setFormatter(TextFormatter(use_colors=use_colors))
+            formatter = TextFormatter if config.access_log_format is None else AccessLineFormatter
+            self.setFormatter(formatter(use_colors=use_colors))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         """Fall silent once the stream is gone (``trioserve ... | head``); logging's own prints a trace per line."""

@@ -45,6 +45,8 @@ class HTTP11Exchange:
     """Set by who knows better than "ok" or "error"."""
     first_byte: float | None = None
     received = 0
+    sent_head = b""
+    """The response head as it was sent, if the access line shows something of it."""
     _waited = 0.0  # for the body, in seconds, and what came in that time, in bytes
     _waited_for = 0
     _uncancelled = 0
@@ -193,6 +195,8 @@ class HTTP11Exchange:
         # send it.
         says_close = self.must_close or server.drain.kind is not None or codec.wants_continue
         self._head = codec.response_head(response, server.default_headers.current(), says_close)
+        if server.keeps_heads:
+            self.sent_head = self._head
         self.status = response.status
 
     async def switch_protocols(self, headers: Headers) -> tuple[Channel, bytes]:
@@ -200,6 +204,8 @@ class HTTP11Exchange:
         names = {name.lower() for name, _ in headers}
         defaults = [field for field in self._server.default_headers.current() if field[0] not in names]
         head, left_over = self._codec.switch([*self.upgrade, *headers, *defaults])
+        if self._server.keeps_heads:
+            self.sent_head = head
         self.status = 101
         self.must_close = True  # whatever becomes of it, there is no way back to HTTP
         if self._server.wants_records:
@@ -319,7 +325,7 @@ class HTTP11Exchange:
         """Say what became of it, once."""
         if not self._is_reported:
             self._is_reported = True
-            self._server.exchange_ended(self._record())
+            self._server.exchange_ended(self._record(), self.request, self.sent_head)
 
     def _record(self) -> ExchangeRecord:
         request = self.request
