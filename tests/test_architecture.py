@@ -22,7 +22,10 @@ FLOORS = (
         *("transport", "exchange", "access_format", "config"),
     ),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "formatters", "access_log", "metrics", "forwarded", "context", "observer"),
+    (
+        *("clock", "drain", "bell", "linger", "formatters", "request_ids", "access_log", "metrics", "forwarded"),
+        *("context", "observer"),
+    ),
     # F2 the application
     ("asgi.*",),
     # F3 the client

@@ -400,6 +400,7 @@ PLAIN = st.fixed_dictionaries({}, optional={one.name: _values(one) for one in op
         values
         | ({"ssl_certfile": "c", "ssl_ca_certs": "a"} if any(name.startswith("ssl_") for name in values) else {})
         | ({"workers": 1} if values.get("reload") else {})
+        | ({"request_id": False} if "header" in values else {})
         | ({"log_format": "text"} if values.get("log_config") is not None else {})
         | ({"forwarded_allow_ips": ["*"]} if values.get("proxy_headers") or values.get("proxy_protocol") else {})
     )

@@ -114,6 +114,7 @@ _TEXTS: dict[str, Atom] = {
     "path": _path,
     "query": _query,
     "http_version": lambda ended: ended.record.http_version,
+    "request_id": lambda ended: ended.record.request_id,
     "outcome": lambda ended: ended.record.outcome.value,
     "referer": _referer,
     "user_agent": _user_agent,

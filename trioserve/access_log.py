@@ -38,7 +38,7 @@ class AccessLog:
             log_exchange(record)
         else:
             # An application may have put anything among the request's fields.
-            contain(self._log_formatted, self._format, Ended(record, request, head))
+            contain(record.request_id, self._log_formatted, self._format, Ended(record, request, head))
 
     def websocket_closed(self, record: WebSocketRecord) -> None:
         if self._shows(record.target, record.outcome in _FAILURES):

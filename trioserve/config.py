@@ -244,6 +244,9 @@ class Config:
         metavar="PATTERN",
         check=check_path_pattern,
     )
+    request_id: bool = option(
+        False, Group.LOGS, "Give each request an id (X-Request-ID, from trusted proxies) that its log lines have."
+    )
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
 
     workers: int = option(1, Group.PROCESSES, "Processes that serve; $WEB_CONCURRENCY is the fall-back.", minimum=1)
@@ -290,6 +293,8 @@ class Config:
             for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"{name} needs ssl_certfile")
+        if self.request_id and any(name.lower() == b"x-request-id" for name, _ in self.extra_headers):
+            raise ConfigError("request_id sets X-Request-ID in each response, so it cannot go with such a header")
         if self.log_config is not None and self.log_format != "text":
             raise ConfigError(
                 "log_format is for the handlers that log_config replaces; name trioserve.formatters.JSONFormatter there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Protocol
@@ -20,6 +21,7 @@ from .forwarded import Forwarded
 from .logs import ExchangeRecord, WebSocketRecord
 from .metrics import Counters
 from .observer import Observer
+from .request_ids import give_id
 from .types import ASGIApp, Headers, State
 
 
@@ -69,14 +71,17 @@ class ServerContext:
         self.drain = Drain()
         self.counters = Counters()
         self.default_headers = DefaultHeaders(config)
-        self.forwarded = Forwarded.from_config(config)
+        self.admit = _choose_admission(config)
+        """What is done to every request before anything else; None: nothing."""
         self._max_requests = _choose_max_requests(config)
         # What nobody hears need not be told: of small requests that is a twentieth of all they cost.
         self._tells_exchanges = observer.hears("exchange_began", "exchange_left")
         self._tells_records = observer.hears("exchange_ended", "websocket_closed")
         self._access = AccessLog.from_config(config)
         self.wants_records = config.access_log or self._tells_records
-        self.keeps_heads = self._access is not None and self._access.shows_response_fields
+        keeps_heads = self._access is not None and self._access.shows_response_fields
+        self.marks_heads = config.request_id or keeps_heads
+        """Response heads are kept, and get the request's id, if it has one."""
         self.active: dict[ActiveExchange, None] = {}
         self.base = contextvars.copy_context()
 
@@ -105,7 +110,7 @@ class ServerContext:
             self.observer.exchange_left(exchange.request)
 
     def exchange_ended(self, record: ExchangeRecord, request: Request, head: bytes) -> None:
-        """``head`` is the response head as it was sent if ``keeps_heads``, else empty."""
+        """``head`` is the response head as it was sent if ``marks_heads``, else empty."""
         self.observer.exchange_ended(record)
         if self._access is not None:
             self._access.exchange_ended(record, request, head)
@@ -133,6 +138,21 @@ class ServerContext:
             self.observer.websocket_closed(record)
             if self._access is not None:
                 self._access.websocket_closed(record)
+
+
+def _choose_admission(config: Config) -> Callable[[Request], None] | None:
+    forwarded = Forwarded.from_config(config)
+    if forwarded is None:
+        return give_id if config.request_id else None
+    apply = forwarded.apply
+    if not config.request_id:
+        return apply
+
+    def admit(request: Request) -> None:
+        give_id(request)  # first: it asks who the peer is
+        apply(request)
+
+    return admit
 
 
 def _choose_max_requests(config: Config) -> int | None:

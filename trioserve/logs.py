@@ -9,6 +9,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +18,9 @@ from .types import AnyValue, PlainValues
 server_log = logging.getLogger("trioserve")
 error_log = logging.getLogger("trioserve.error")
 access_log = logging.getLogger("trioserve.access")
+
+current_request_id: ContextVar[str | None] = ContextVar("trioserve.request_id", default=None)
+"""The id of the request that the current context is of; None outside of requests, or without the option request_id."""
 
 
 class Outcome(StrEnum):
@@ -47,6 +51,7 @@ class ExchangeRecord:
     duration: float
     first_byte: float | None
     outcome: Outcome
+    request_id: str | None = None
 
     @property
     def request_line(self) -> str:
@@ -64,6 +69,7 @@ class ExchangeRecord:
             "duration": round(self.duration, 6),
             "first_byte": None if self.first_byte is None else round(self.first_byte, 6),
             "outcome": self.outcome.value,
+            **_id_as_plain(self.request_id),
         }
 
 
@@ -86,6 +92,7 @@ class WebSocketRecord:
     sent: int = 0
     duration: float = 0
     outcome: Outcome = Outcome.OK
+    request_id: str | None = None
 
     def to_plain(self) -> PlainValues:
         return {
@@ -99,7 +106,12 @@ class WebSocketRecord:
             "sent": self.sent,
             "duration": round(self.duration, 6),
             "outcome": self.outcome.value,
+            **_id_as_plain(self.request_id),
         }
+
+
+def _id_as_plain(request_id: str | None) -> PlainValues:
+    return {} if request_id is None else {"request_id": request_id}
 
 
 def _printable(text: str) -> str:
@@ -122,9 +134,10 @@ def log_exchange(record: ExchangeRecord, line: str | None = None) -> None:
     ``exchange``.
     """
     if line is not None:
-        contain(access_log.info, "%s", line, extra={"exchange": record})
+        contain(record.request_id, access_log.info, "%s", line, extra={"exchange": record})
         return
     contain(
+        record.request_id,
         access_log.info,
         '%s "%s" %s %d bytes %.1f ms first byte %s %s',
         _printable(record.client),
@@ -141,6 +154,7 @@ def log_exchange(record: ExchangeRecord, line: str | None = None) -> None:
 def log_websocket(record: WebSocketRecord) -> None:
     """Write the access line of a WebSocket that has closed; the record travels along as ``websocket``."""
     contain(
+        record.request_id,
         access_log.info,
         '%s "WebSocket %s" closed %d after %.1f s received %d messages %d bytes sent %d messages %d bytes %s',
         _printable(record.client),
@@ -159,13 +173,20 @@ def log_websocket(record: WebSocketRecord) -> None:
 def log_application_error(message: str, error: BaseException | None, request_line: str) -> None:
     """Write one record with the error's trace and the request it belongs to."""
     line = _printable(request_line)
-    contain(error_log.error, "%s: %s", message, line, exc_info=error, extra={"request_line": line})
+    contain(None, error_log.error, "%s: %s", message, line, exc_info=error, extra={"request_line": line})
 
 
-def contain(write: Callable[..., None], *arguments: object, **keywords: AnyValue) -> None:
-    """Write what a request has to say. What a handler or a filter raises is shown, and ends no request."""
+def contain(request_id: str | None, write: Callable[..., None], *arguments: object, **keywords: AnyValue) -> None:
+    """Write a record of a request, whoever may be the one that runs now; None: of the one that does.
+
+    What a handler or a filter raises is shown, and ends no request.
+    """
+    before = current_request_id.set(request_id) if request_id is not None else None
     try:
         write(*arguments, **keywords)
     except Exception:  # noqa: BLE001 - foreign code; logging catches only what its own handlers raise
         if logging.raiseExceptions and sys.stderr is not None:
             traceback.print_exc()
+    finally:
+        if before is not None:
+            current_request_id.reset(before)

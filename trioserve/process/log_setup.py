@@ -11,6 +11,7 @@ from typing import TextIO
 from ..config import Config
 from ..formatters import AccessLineFormatter, JSONFormatter, TextFormatter
 from ..logs import access_log, server_log
+from ..request_ids import tag_records
 from .log_config import apply_log_config
 
 
@@ -79,6 +80,8 @@ def configure_logging(config: Config, *, colors_errors: bool | None = None) -> N
             server_log.removeHandler(handler)
     server_log.setLevel(config.log_level.upper())
     access_log.setLevel(logging.NOTSET if config.access_log else logging.CRITICAL + 1)
+    if config.request_id:
+        tag_records()
     if config.log_config is not None:
         server_log.propagate = True
         apply_log_config(config.log_config)
