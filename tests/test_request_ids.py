@@ -247,8 +247,8 @@ async def test_answers_of_the_server_have_it(
             return
         if scope["path"] == "/forever":
             await trio.sleep_forever()
-        while True:
-            await receive()
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
     async with memory_server(app, lifespan="off", request_id=True, **options) as server:
         client = await server.connect()
