@@ -24,7 +24,7 @@ FLOORS = (
     # F1 tools
     (
         *("clock", "drain", "bell", "linger", "formatters", "request_ids", "access_log", "metrics", "forwarded"),
-        *("context", "observer"),
+        *("whereabouts", "slow_requests", "context", "observer"),
     ),
     # F2 the application
     ("asgi.*",),

@@ -244,6 +244,9 @@ class Config:
         metavar="PATTERN",
         check=check_path_pattern,
     )
+    slow_request: float | None = option(
+        None, Group.LOGS, "Log where a request waits that runs for longer.", above=0, metavar="SECONDS"
+    )
     request_id: bool = option(
         False, Group.LOGS, "Give each request an id (X-Request-ID, from trusted proxies) that its log lines have."
     )

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Protocol
 
 import trio
 
@@ -22,6 +21,7 @@ from .logs import ExchangeRecord, WebSocketRecord
 from .metrics import Counters
 from .observer import Observer
 from .request_ids import give_id
+from .slow_requests import ActiveExchange, SlowRequests
 from .types import ASGIApp, Headers, State
 
 
@@ -47,18 +47,6 @@ class DefaultHeaders:
         return self.fields
 
 
-class ActiveExchange(Protocol):
-    """A request whose application runs."""
-
-    @property
-    def request(self) -> Request: ...
-
-    @property
-    def started(self) -> float:
-        """On Trio's clock."""
-        ...
-
-
 class ServerContext:
     """One server's shared things; lives from the end of its start-up to the end of its last connection."""
 
@@ -75,14 +63,17 @@ class ServerContext:
         """What is done to every request before anything else; None: nothing."""
         self._max_requests = _choose_max_requests(config)
         # What nobody hears need not be told: of small requests that is a twentieth of all they cost.
-        self._tells_exchanges = observer.hears("exchange_began", "exchange_left")
+        self._tells_exchanges = config.slow_request is not None or observer.hears("exchange_began", "exchange_left")
         self._tells_records = observer.hears("exchange_ended", "websocket_closed")
         self._access = AccessLog.from_config(config)
         self.wants_records = config.access_log or self._tells_records
         keeps_heads = self._access is not None and self._access.shows_response_fields
         self.marks_heads = config.request_id or keeps_heads
         """Response heads are kept, and get the request's id, if it has one."""
-        self.active: dict[ActiveExchange, None] = {}
+        self.active: dict[ActiveExchange, trio.lowlevel.Task | None] = {}
+        """Each with the task that calls the application."""
+        limit = config.slow_request
+        self._slow = None if limit is None else SlowRequests(limit, self.clock, self.active)
         self.base = contextvars.copy_context()
 
     def reset_context_variables(self) -> None:
@@ -92,10 +83,12 @@ class ServerContext:
         """
         trio.lowlevel.current_task().context = self.base.copy()
 
-    def exchange_began(self, exchange: ActiveExchange) -> None:
-        self.active[exchange] = None
+    def exchange_began(self, exchange: ActiveExchange, task: trio.lowlevel.Task | None) -> None:
+        self.active[exchange] = task
         if self._tells_exchanges:
             self.observer.exchange_began(exchange.request)
+            if self._slow is not None:
+                self._slow.began(exchange)
         counters = self.counters
         counters.requests += 1
         counters.requests_total += 1

@@ -6,7 +6,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from .logs import ExchangeRecord, Outcome, WebSocketRecord, quotable
+from .logs import ExchangeRecord, Outcome, SlowRecord, WebSocketRecord, quotable
 from .types import PlainValues
 
 # CRITICAL is what ends the process: logged so because no log_level silences it, called "error" because it is one.
@@ -86,9 +86,9 @@ class JSONFormatter(logging.Formatter):
         request_id = _request_id_of(record)
         if request_id is not None:
             values["request_id"] = request_id
-        for name in ("exchange", "websocket"):
+        for name in ("exchange", "websocket", "slow_request"):
             ended = getattr(record, name, None)
-            if isinstance(ended, ExchangeRecord | WebSocketRecord):
+            if isinstance(ended, ExchangeRecord | WebSocketRecord | SlowRecord):
                 values.update(ended.to_plain())
         request_line = getattr(record, "request_line", None)
         if request_line is not None:

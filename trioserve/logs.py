@@ -1,6 +1,6 @@
 """What is logged.
 
-The library only emits, on the three loggers below; neither importing this module nor ``serve()`` configures anything.
+The library only emits, on the loggers below; neither importing this module nor ``serve()`` configures anything.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .types import AnyValue, PlainValues
 server_log = logging.getLogger("trioserve")
 error_log = logging.getLogger("trioserve.error")
 access_log = logging.getLogger("trioserve.access")
+slow_log = logging.getLogger("trioserve.slow")
 
 current_request_id: ContextVar[str | None] = ContextVar("trioserve.request_id", default=None)
 """The id of the request that the current context is of; None outside of requests, or without the option request_id."""
@@ -110,6 +111,41 @@ class WebSocketRecord:
         }
 
 
+@dataclass(slots=True)
+class SlowRecord:
+    """What is told of a request that takes long, while it runs.
+
+    ``age`` is seconds from its head; ``status`` is None if no response was begun. ``place`` is where the application's
+    code is, "file:line in function", and ``waits_for`` what it waits for there; None if nobody can tell. ``more``: so
+    many others take long, too, and are not told of.
+    """
+
+    client: str
+    method: str
+    target: str
+    http_version: str
+    status: int | None
+    age: float
+    place: str | None
+    waits_for: str | None
+    more: int
+    request_id: str | None = None
+
+    def to_plain(self) -> PlainValues:
+        return {
+            "client": self.client,
+            "method": self.method,
+            "target": self.target,
+            "http_version": self.http_version,
+            "status": self.status,
+            "age": round(self.age, 6),
+            "place": self.place,
+            "waits_for": self.waits_for,
+            "more": self.more,
+            **_id_as_plain(self.request_id),
+        }
+
+
 def _id_as_plain(request_id: str | None) -> PlainValues:
     return {} if request_id is None else {"request_id": request_id}
 
@@ -167,6 +203,23 @@ def log_websocket(record: WebSocketRecord) -> None:
         record.sent,
         record.outcome.value,
         extra={"websocket": record},
+    )
+
+
+def log_slow(record: SlowRecord) -> None:
+    """Write the line of a request that takes long; the record travels along as ``slow_request``."""
+    contain(
+        record.request_id,
+        slow_log.warning,
+        '%s "%s" has run for %.1f s, %s: %s waits for %s%s',
+        _printable(record.client),
+        quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
+        record.age,
+        "no response yet" if record.status is None else "response begun",
+        record.place or "no code of the application",
+        record.waits_for or "what nobody can tell",
+        f"; and {record.more} more" if record.more else "",
+        extra={"slow_request": record},
     )
 
 

@@ -229,7 +229,7 @@ class HTTP11Connection:
         if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
         exchange = self._exchange = self._make_exchange(request)
-        server.exchange_began(exchange)
+        server.exchange_began(exchange, self._task)
         self._served += 1
         if self._served == config.limit_requests_per_connection:
             exchange.must_close = True
