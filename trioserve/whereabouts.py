@@ -47,7 +47,11 @@ class _Call:
     @property
     def name(self) -> str:
         """As its users know it: trio.sleep, and not trio._timeouts.sleep."""
-        return f"{self.module.partition('.')[0]}.{self.frame.f_code.co_qualname}"
+        name = self.frame.f_code.co_qualname
+        if name.startswith("_") and "self" in self.frame.f_locals:
+            # A private class may be what several public ones have in common.
+            name = f"{type(self.frame.f_locals['self']).__qualname__}.{self.function}"
+        return f"{self.module.partition('.')[0]}.{name}"
 
     @property
     def function(self) -> str:
