@@ -14,16 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from . import option_texts
+from .access_format import AccessFormat
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
-from .option_texts import (
-    check_dotted_name,
-    check_forwarded_header,
-    check_log_config,
-    check_metrics_bind,
-    check_root_path,
-    parse_header,
-)
 from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
@@ -91,7 +85,11 @@ class Config:
         "auto", Group.APP, "Lifespan events: on requires them, auto does without if the application does not know them."
     )
     root_path: str = option(
-        "", Group.APP, "Path under which a proxy mounts the application.", metavar="PATH", check=check_root_path
+        "",
+        Group.APP,
+        "Path under which a proxy mounts the application.",
+        metavar="PATH",
+        check=option_texts.check_root_path,
     )
     env_file: str | None = option(
         None, Group.APP, "Read environment variables from this file first (needs python-dotenv).", metavar="FILE"
@@ -115,7 +113,7 @@ class Config:
         Group.TLS,
         "module:function that is called with (config, default) and returns the SSLContext; default() builds ours.",
         metavar="NAME",
-        check=check_dotted_name,
+        check=option_texts.check_dotted_name,
     )
 
     http: Literal["auto", "h11", "httptools"] = option(
@@ -129,7 +127,7 @@ class Config:
         "Field added to every response, as 'Name: value'. Repeatable; in TRIOSERVE_HEADER one per line.",
         metavar="FIELD",
         separator="\n",  # a field's value may contain commas
-        check=parse_header,
+        check=option_texts.parse_header,
     )
 
     ws: Literal["on", "off"] = option("on", Group.WEBSOCKETS, "WebSockets; off ignores requests to upgrade.")
@@ -162,7 +160,7 @@ class Config:
         Group.PROXIES,
         "Fields that they set: x-forwarded-for, -proto, -host, -port, -prefix, or forwarded. Repeatable.",
         metavar="NAME",
-        check=check_forwarded_header,
+        check=option_texts.check_forwarded_header,
     )
     proxy_protocol: bool = option(
         False, Group.PROXIES, "Their connections begin with a header of the PROXY protocol, version 1 or 2."
@@ -228,10 +226,30 @@ class Config:
         Group.LOGS,
         "Logging set-up in the schema of logging.config.dictConfig: JSON or TOML; a table in a file or a program.",
         metavar="FILE",
-        check=check_log_config,
+        check=option_texts.check_log_config,
     )
     log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
     access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
+    access_log_format: str | None = option(
+        None,
+        Group.LOGS,
+        "The line of an exchange, such as '%(h)s %(t)s \"%(r)s\" %(s)s %(b)s'; default: ours.",
+        metavar="FORMAT",
+        check=AccessFormat,
+    )
+    access_log_exclude: tuple[str, ...] = option(
+        (),
+        Group.LOGS,
+        "Paths that have no line unless they fail, such as '/healthz' or '/static/*'. Repeatable.",
+        metavar="PATTERN",
+        check=option_texts.check_path_pattern,
+    )
+    slow_request: float | None = option(
+        None, Group.LOGS, "Log where a request waits that runs for longer.", above=0, metavar="SECONDS"
+    )
+    request_id: bool = option(
+        False, Group.LOGS, "Give each request an id (X-Request-ID, from trusted proxies) that its log lines have."
+    )
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
 
     workers: int = option(1, Group.PROCESSES, "Processes that serve; $WEB_CONCURRENCY is the fall-back.", minimum=1)
@@ -258,7 +276,7 @@ class Config:
         Group.PROCESSES,
         "Serve /metrics, /livez and /readyz here: HOST:PORT or unix:PATH (needs prometheus-client).",
         metavar="ADDRESS",
-        check=check_metrics_bind,
+        check=option_texts.check_metrics_bind,
     )
     drain_delay: float = option(
         0, Group.PROCESSES, "After a stop signal /readyz says no, and all else goes on for so long.", minimum=0
@@ -297,6 +315,8 @@ class Config:
             for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"{name} needs ssl_certfile")
+        if self.request_id and any(name.lower() == b"x-request-id" for name, _ in self.extra_headers):
+            raise ConfigError("request_id sets X-Request-ID in each response, so it cannot go with such a header")
         if self.log_config is not None and self.log_format != "text":
             raise ConfigError(
                 "log_format is for the handlers that log_config replaces; name trioserve.formatters.JSONFormatter there"
@@ -351,7 +371,7 @@ class Config:
 
     @property
     def extra_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return tuple(parse_header(text) for text in self.header)
+        return tuple(option_texts.parse_header(text) for text in self.header)
 
     def to_plain(self) -> PlainValues:
         """Every option by name, as values that JSON can carry."""
