@@ -14,10 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from . import option_texts
 from .access_format import AccessFormat
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
+from .option_rules import check_together
+from .option_texts import (
+    check_dotted_name,
+    check_forwarded_header,
+    check_log_config,
+    check_metrics_bind,
+    check_path_pattern,
+    check_root_path,
+    parse_header,
+)
 from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
@@ -89,7 +98,7 @@ class Config:
         Group.APP,
         "Path under which a proxy mounts the application.",
         metavar="PATH",
-        check=option_texts.check_root_path,
+        check=check_root_path,
     )
     env_file: str | None = option(
         None, Group.APP, "Read environment variables from this file first (needs python-dotenv).", metavar="FILE"
@@ -113,7 +122,7 @@ class Config:
         Group.TLS,
         "module:function that is called with (config, default) and returns the SSLContext; default() builds ours.",
         metavar="NAME",
-        check=option_texts.check_dotted_name,
+        check=check_dotted_name,
     )
 
     http: Literal["auto", "h11", "httptools"] = option(
@@ -127,7 +136,7 @@ class Config:
         "Field added to every response, as 'Name: value'. Repeatable; in TRIOSERVE_HEADER one per line.",
         metavar="FIELD",
         separator="\n",  # a field's value may contain commas
-        check=option_texts.parse_header,
+        check=parse_header,
     )
 
     ws: Literal["on", "off"] = option("on", Group.WEBSOCKETS, "WebSockets; off ignores requests to upgrade.")
@@ -160,7 +169,7 @@ class Config:
         Group.PROXIES,
         "Fields that they set: x-forwarded-for, -proto, -host, -port, -prefix, or forwarded. Repeatable.",
         metavar="NAME",
-        check=option_texts.check_forwarded_header,
+        check=check_forwarded_header,
     )
     proxy_protocol: bool = option(
         False, Group.PROXIES, "Their connections begin with a header of the PROXY protocol, version 1 or 2."
@@ -226,7 +235,7 @@ class Config:
         Group.LOGS,
         "Logging set-up in the schema of logging.config.dictConfig: JSON or TOML; a table in a file or a program.",
         metavar="FILE",
-        check=option_texts.check_log_config,
+        check=check_log_config,
     )
     log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
     access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
@@ -242,7 +251,7 @@ class Config:
         Group.LOGS,
         "Paths that have no line unless they fail, such as '/healthz' or '/static/*'. Repeatable.",
         metavar="PATTERN",
-        check=option_texts.check_path_pattern,
+        check=check_path_pattern,
     )
     slow_request: float | None = option(
         None, Group.LOGS, "Log where a request waits that runs for longer.", above=0, metavar="SECONDS"
@@ -276,7 +285,7 @@ class Config:
         Group.PROCESSES,
         "Serve /metrics, /livez and /readyz here: HOST:PORT or unix:PATH (needs prometheus-client).",
         metavar="ADDRESS",
-        check=option_texts.check_metrics_bind,
+        check=check_metrics_bind,
     )
     drain_delay: float = option(
         0, Group.PROCESSES, "After a stop signal /readyz says no, and all else goes on for so long.", minimum=0
@@ -300,34 +309,7 @@ class Config:
         for one in options():
             # A frozen dataclass is set through object; the checked form differs only in tuple for list, float for int.
             object.__setattr__(self, one.name, one.check(getattr(self, one.name)))
-        self._check_together()
-
-    def _check_together(self) -> None:
-        if not self.forwarded_allow_ips:
-            for name in ("proxy_headers", "proxy_protocol"):
-                if getattr(self, name):
-                    raise ConfigError(
-                        f"{name} needs forwarded_allow_ips: the proxies that may say who a client is, such as 127.0.0.1"
-                    )
-        if "forwarded" in self.forwarded_headers and len(set(self.forwarded_headers)) > 1:
-            raise ConfigError("forwarded_headers must be forwarded alone, or without it: which counts if both come?")
-        if self.ssl_certfile is None and self.ssl_context_factory is None:
-            for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
-                if getattr(self, name) is not None:
-                    raise ConfigError(f"{name} needs ssl_certfile")
-        if self.request_id and any(name.lower() == b"x-request-id" for name, _ in self.extra_headers):
-            raise ConfigError("request_id sets X-Request-ID in each response, so it cannot go with such a header")
-        if self.log_config is not None and self.log_format != "text":
-            raise ConfigError(
-                "log_format is for the handlers that log_config replaces; name trioserve.formatters.JSONFormatter there"
-            )
-        if self.reload and self.workers > 1:
-            raise ConfigError(f"reload runs one worker, so it cannot go with workers={self.workers}")
-        if self.ssl_cert_reqs != "none" and self.ssl_context_factory is None:
-            if self.ssl_certfile is None:
-                raise ConfigError("ssl_cert_reqs needs ssl_certfile")
-            if self.ssl_ca_certs is None:
-                raise ConfigError(f"ssl_cert_reqs={self.ssl_cert_reqs} needs ssl_ca_certs")
+        check_together(vars(self))
 
     @property
     def uses_tls(self) -> bool:
@@ -371,7 +353,7 @@ class Config:
 
     @property
     def extra_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return tuple(option_texts.parse_header(text) for text in self.header)
+        return tuple(parse_header(text) for text in self.header)
 
     def to_plain(self) -> PlainValues:
         """Every option by name, as values that JSON can carry."""
