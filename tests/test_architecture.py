@@ -19,7 +19,7 @@ FLOORS = (
     # F0 words
     ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
     # F1 tools
-    ("clock", "drain", "bell", "linger", "logs", "metrics", "forwarded", "context", "observer"),
+    ("clock", "drain", "bell", "linger", "logs", "metrics", "figures", "forwarded", "context", "observer"),
     # F2 the application
     ("asgi.*",),
     # F3 the client
@@ -44,7 +44,7 @@ HOMES = {
     "h11": "wire.codec_h11",
     "h2": "wire.http2",
     "httptools": "wire.codec_httptools",
-    "prometheus_client": "metrics",
+    "prometheus_client": "process.exposition",
     "signal": "process.signals",
     "ssl": "net.tls",
     "subprocess": "process.child",

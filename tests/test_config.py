@@ -364,6 +364,7 @@ def _values(one: Option) -> st.SearchStrategy:
         "ssl_context_factory": st.just("module:name"),
         "forwarded_allow_ips": st.sampled_from(["10.0.0.1", "fd00::/8", "unix", "*"]),
         "forwarded_headers": st.sampled_from(["x-forwarded-for", "x-forwarded-host"]),
+        "metrics_bind": st.sampled_from(["127.0.0.1:9100", "[::1]:0", "unix:/run/metrics.sock"]),
         "port": st.integers(0, 65535),
         "uds_permissions": st.integers(0, 0o777),
     }

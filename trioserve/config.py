@@ -16,7 +16,13 @@ from typing import Literal
 
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
-from .option_texts import check_dotted_name, check_forwarded_header, check_root_path, parse_header
+from .option_texts import (
+    check_dotted_name,
+    check_forwarded_header,
+    check_metrics_bind,
+    check_root_path,
+    parse_header,
+)
 from .options import Group, Option, option
 from .trust import parse_network
 from .types import AnyValue, PlainValues
@@ -233,6 +239,17 @@ class Config:
         metavar="SECONDS",
     )
 
+    metrics_bind: str | None = option(
+        None,
+        Group.PROCESSES,
+        "Serve /metrics, /livez and /readyz here: HOST:PORT or unix:PATH (needs prometheus-client).",
+        metavar="ADDRESS",
+        check=check_metrics_bind,
+    )
+    drain_delay: float = option(
+        0, Group.PROCESSES, "After a stop signal /readyz says no, and all else goes on for so long.", minimum=0
+    )
+
     reload: bool = option(False, Group.RELOAD, "Start anew when a file changes.")
     reload_dir: tuple[str, ...] = option(
         (), Group.RELOAD, "Folder to watch; default: app_dir, else the current one. Repeatable.", metavar="FOLDER"
@@ -292,7 +309,9 @@ class Config:
             return "reload"
         if self.workers > 1:
             return f"workers={self.workers}"
-        return next((name for name in ("watchdog", "pid_file") if getattr(self, name) is not None), None)
+        return next(
+            (name for name in ("watchdog", "pid_file", "metrics_bind", "drain_delay") if getattr(self, name)), None
+        )
 
     @property
     def names_address(self) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 import trio
 
 from .context import ServerContext
-from .errors import ClientDisconnected, ProtocolError
+from .errors import ClientDisconnected, ProtocolError, Refusal
 from .exchange import Address, Endpoint
 from .lanes import Lanes
 from .linger import linger
@@ -86,9 +86,8 @@ class Connections:
         self.tls = tls
         self._make_codec = codec_maker(server.config)
         counters = server.counters
-        self.door = Door(
-            server.config.limit_connections, lambda: counters.connections, partial(counters.count_rejected, 503)
-        )
+        count_refused = partial(counters.count_rejected, 503, Refusal.NO_DESCRIPTORS)
+        self.door = Door(server.config.limit_connections, lambda: counters.connections, count_refused)
         self._reactor = Reactor() if REACTOR_SUPPORTED else None
         config = server.config
         self._trust = Trust(config.forwarded_allow_ips) if config.forwarded_allow_ips else None
@@ -122,6 +121,13 @@ class Connections:
         now = self._server.clock.now()
         # A copy, made without running Python code, so that no other thread can change it in between.
         return dict(activity for connection in list(self._open) for activity in connection.activities(now))
+
+    def states(self) -> dict[str, int]:
+        """How many connections do what; "opening" is all before HTTP begins."""
+        found: dict[str, int] = dict.fromkeys(("opening", "idle", "reading", "active", "websocket"), 0)
+        for connection in self._open:
+            found["opening" if connection.http is None else connection.http.state] += 1
+        return found
 
     def start(self, nursery: trio.Nursery, accepted: Accepted, is_secured: bool, listener: str) -> None:
         """As serve, in a task of this nursery, which is the same each time."""
@@ -226,7 +232,7 @@ class Connections:
         try:
             heard = await receive_header(transport, deadline=deadline, drain=self._server.drain)
         except ProtocolError as error:
-            self._server.counters.count_rejected(error.status)
+            self._server.counters.count_rejected(error.status, error.why)
             server_log.info("closed a connection from %s: %s", endpoint.client_name, error.reason)
             return None
         finally:
@@ -276,6 +282,7 @@ class Connections:
             raise
         finally:
             self._handshaking.discard(transport)
+        self._server.counters.count_handshake(listener)
         endpoint.scheme = "https"
         endpoint.tls = functools.cache(partial(describe_tls, session.tls, tls))
         return TLSTransport(transport, session, clock, config.timeout_write)

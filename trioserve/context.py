@@ -15,6 +15,7 @@ from .clock import Clock
 from .config import Config
 from .drain import Drain, DrainKind
 from .exchange import Request
+from .figures import Measures
 from .forwarded import Forwarded
 from .logs import ExchangeRecord, WebSocketRecord, log_exchange, log_websocket
 from .metrics import Counters
@@ -67,13 +68,14 @@ class ServerContext:
         self.clock = Clock()
         self.drain = Drain()
         self.counters = Counters()
+        self.measures = None if config.metrics_bind is None else Measures()
         self.default_headers = DefaultHeaders(config)
         self.forwarded = Forwarded.from_config(config)
         self._max_requests = _choose_max_requests(config)
         # What nobody hears need not be told: of small requests that is a twentieth of all they cost.
         self._tells_exchanges = observer.hears("exchange_began", "exchange_left")
         self._tells_records = observer.hears("exchange_ended", "websocket_closed")
-        self.wants_records = config.access_log or self._tells_records
+        self.wants_records = config.access_log or self._tells_records or self.measures is not None
         self.active: dict[ActiveExchange, None] = {}
         self.base = contextvars.copy_context()
 
@@ -103,6 +105,8 @@ class ServerContext:
 
     def exchange_ended(self, record: ExchangeRecord) -> None:
         self.observer.exchange_ended(record)
+        if self.measures is not None:
+            self.measures.exchange_ended(record)
         if self.config.access_log:
             log_exchange(record)
 
@@ -127,6 +131,8 @@ class ServerContext:
         self.counters.websockets -= 1
         if self.wants_records:
             self.observer.websocket_closed(record)
+            if self.measures is not None:
+                self.measures.websocket_closed(record)
             if self.config.access_log:
                 log_websocket(record)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class TrioserveError(Exception):
     """Base of every error that is trioserve's own."""
@@ -62,11 +64,51 @@ class MessageError(TrioserveError, RuntimeError):
     """Raised in the application that sent an ASGI message that is wrong in itself or wrong at this point."""
 
 
-class ProtocolError(Exception):
-    """A client broke HTTP; ``status`` is the answer it gets, with these fields. Never leaves the connection."""
+class Refusal(StrEnum):
+    """Why the server answers in the application's place: the option that makes it, or what else is the matter."""
 
-    def __init__(self, status: int, reason: str, *fields: tuple[bytes, bytes]) -> None:
+    MALFORMED = "malformed"
+    UNSUPPORTED = "unsupported"
+    DRAINING = "draining"
+    NO_DESCRIPTORS = "no_descriptors"
+    CONCURRENCY = "limit_concurrency"
+    HEAD_SIZE = "limit_request_head"
+    FIELDS = "limit_request_fields"
+    BODY_SIZE = "limit_request_body"
+    BODY_RATE = "limit_request_body_rate"
+    HEAD_TIME = "timeout_request_head"
+    BODY_TIME = "timeout_request_body"
+    REQUEST_TIME = "timeout_request"
+    PROXY_TIME = "timeout_proxy_protocol"
+    WEBSOCKET_TIME = "timeout_ws_handshake"
+
+
+_USUAL = {
+    408: Refusal.HEAD_TIME,
+    413: Refusal.BODY_SIZE,
+    414: Refusal.HEAD_SIZE,
+    431: Refusal.HEAD_SIZE,
+    501: Refusal.UNSUPPORTED,
+    503: Refusal.DRAINING,
+    504: Refusal.REQUEST_TIME,
+    505: Refusal.UNSUPPORTED,
+}
+
+
+def usual_refusal(status: int) -> Refusal:
+    """Why an answer of this status is given, where nothing more special is said."""
+    return _USUAL.get(status, Refusal.MALFORMED)
+
+
+class ProtocolError(Exception):
+    """A client broke HTTP; ``status`` is the answer it gets, with these fields. Never leaves the connection.
+
+    ``why`` is what it is counted by, None for what is usual with this status.
+    """
+
+    def __init__(self, status: int, reason: str, *fields: tuple[bytes, bytes], why: Refusal | None = None) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
         self.fields = fields
+        self.why = why

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from .errors import Refusal
 from .transport import Channel
 from .types import Headers, PlainValues
 
@@ -173,10 +174,18 @@ class Exchange(Protocol):
         """
         ...
 
-    async def refuse(self, status: int, reason: str, *fields: tuple[bytes, bytes], closes: bool = True) -> None:
+    async def refuse(
+        self,
+        status: int,
+        reason: str,
+        *fields: tuple[bytes, bytes],
+        closes: bool = True,
+        why: Refusal | None = None,
+    ) -> None:
         """Answer in the application's place, unless it began to: then cut its response.
 
-        ``closes``: the connection, too, where it carries one exchange at a time.
+        ``closes``: the connection, too, where it carries one exchange at a time. ``why`` is what it is counted by, None
+        for what is usual with this status.
         """
         ...
 

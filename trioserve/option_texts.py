@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .bind import TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
 
 _FIELD_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")  # RFC 9110 §5.1: a token
@@ -41,3 +42,12 @@ _FORWARDED_HEADERS = (
 def check_forwarded_header(text: str) -> None:
     if text not in _FORWARDED_HEADERS:
         raise ConfigError(f"forwarded_headers must be among {', '.join(_FORWARDED_HEADERS)}, not {text!r}")
+
+
+def check_metrics_bind(text: str) -> None:
+    try:
+        bind = parse_bind(text)
+    except ConfigError:
+        bind = None
+    if not isinstance(bind, TCPBind | UnixBind):
+        raise ConfigError(f"metrics_bind must be HOST:PORT, [v6]:PORT or unix:PATH, not {text!r}")

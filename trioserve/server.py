@@ -14,6 +14,7 @@ from .connection import Connections
 from .context import ServerContext
 from .drain import DrainKind
 from .errors import AppLoadError, BindError, ConfigError
+from .figures import Figures, figures_of
 from .metrics import Statistics, take_statistics
 from .net.binding import bind_all
 from .net.listeners import Accepted, Listener, RawAddress, Socket, accept_forever, aclose_all
@@ -47,6 +48,17 @@ class Server:
     def statistics(self) -> Statistics:
         """The figures of this moment."""
         return take_statistics(self._context.counters)
+
+    def figures(self) -> Figures:
+        """The same as plain values, and what the option metrics_bind adds to them. Call it from Trio's thread."""
+        context = self._context
+        found = figures_of(context.counters)
+        if context.measures is not None:
+            found.update(context.measures.figures())
+        for state, count in self._shared.states().items():
+            found["connections_open", state] = count
+        found["tasks",] = trio.lowlevel.current_statistics().tasks_living
+        return found
 
     def shutdown(self, grace: float | None = None) -> None:
         """Begin to stop: accept nothing more, let running requests finish, then let ``serve()`` return.

@@ -10,7 +10,7 @@ import trio
 
 from ..bell import Bell
 from ..context import ServerContext
-from ..errors import ClientDisconnected, MessageError
+from ..errors import ClientDisconnected, MessageError, Refusal
 from ..exchange import Exchange, Response
 from ..logs import Outcome, WebSocketRecord
 from ..types import AnyValue, Message
@@ -236,15 +236,15 @@ class WebSocketCall:
             await self._refuse(503, SHUTTING_DOWN)
         # A denial of which nothing has been sent has its time, too.
         elif (is_open or self._exchange.status is None) and self._deadline <= trio.current_time():
-            await self._refuse(504, "The application took too long.", closes=False)
+            await self._refuse(504, "The application took too long.", closes=False, why=Refusal.WEBSOCKET_TIME)
             self.scope.cancel()
 
-    async def _refuse(self, status: int, reason: str, *, closes: bool = True) -> None:
+    async def _refuse(self, status: int, reason: str, *, closes: bool = True, why: Refusal | None = None) -> None:
         """Answer in the place of an application that may still be running."""
         self._decide(Handshake.FAILED)
         self._has_refused = trio.Event()
         try:
-            await self._exchange.refuse(status, reason, closes=closes)
+            await self._exchange.refuse(status, reason, closes=closes, why=why)
         finally:
             self._has_refused.set()
 

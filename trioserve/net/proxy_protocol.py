@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from ..drain import Drain, DrainKind
-from ..errors import ProtocolError
+from ..errors import ProtocolError, Refusal
 from ..exchange import Address
 from ..transport import Transport, Wake
 from ..trust import read_address
@@ -70,7 +70,7 @@ async def receive_header(transport: Transport, *, deadline: float, drain: Drain)
                     passed, length = found
                     return passed, data[length:]
             elif came is Wake.DEADLINE:
-                raise ProtocolError(408, "the PROXY header did not come in time")
+                raise ProtocolError(408, "the PROXY header did not come in time", why=Refusal.PROXY_TIME)
         if data and drain.kind is not DrainKind.STOP:
             raise ProtocolError(400, "the PROXY header is cut short")
         return None

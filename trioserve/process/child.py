@@ -15,10 +15,11 @@ from pathlib import Path
 import trio
 
 from ..config import Config
+from ..figures import Figures
 from ..logs import server_log, wants_colors
 from ..net.listeners import Listener
 from ..types import AnyValue
-from .job import Job, Order, PassedSocket, Report, order_line, read_report
+from .job import Job, Order, PassedSocket, Report, order_line, read_figures, read_report
 from .output import ErrorOutput
 from .pipes import READER_GONE, inheritance, make_pipe, number_for_worker, open_reader, share_socket
 from .signals import ABORT, signal_name
@@ -64,6 +65,8 @@ class Worker:
         self._deadline = trio.CancelScope()  # of the wait for its end
         self._is_ready = trio.Event()
         self._last_beat = 0.0
+        self._figures_told = trio.Event()  # after the last question; made anew with the next
+        self._figures_told.set()
         self.output = ErrorOutput()
         self.pid = 0
         self.ready_at: float | None = None
@@ -74,6 +77,8 @@ class Worker:
         """It finishes what it has, and takes nothing new."""
         self.is_blocked = False
         """Its event loop did not run for timeout_worker_healthcheck, so it is killed."""
+        self.figures: Figures = {}
+        """What it has told of itself."""
         self.exit_code: int | None = None
         """None while it runs; the negative number of a signal if that ended it."""
 
@@ -134,6 +139,7 @@ class Worker:
                     await process.wait()  # a killed process ends
             os.close(self._orders)
             self.exit_code = process.returncode
+            self._figures_told.set()
             self._on_news()
 
     async def _start(self) -> tuple[trio.Process, trio.abc.ReceiveStream, tuple[int, int]]:
@@ -208,13 +214,18 @@ class Worker:
         async with stream:
             async for data in stream:
                 *lines, rest = (rest + data).split(b"\n")
-                for report in map(read_report, lines):
-                    if report is not None:
+                for line in lines:
+                    if (figures := read_figures(line)) is not None:
+                        self.figures.update(figures)
+                    elif (report := read_report(line)) is not None:
                         self._take_report(report)
 
     def _take_report(self, report: Report) -> None:
         self._last_beat = trio.current_time()
         if report is Report.BEAT:
+            return
+        if report is Report.FIGURES:
+            self._figures_told.set()
             return
         if report is Report.READY:
             self.ready_at = self._last_beat
@@ -253,6 +264,14 @@ class Worker:
         server_log.error("%s: the event loop has been blocked for more than %g s, so it is killed", self.name, seconds)
 
     # Telling
+
+    def ask_figures(self) -> trio.Event:
+        """Ask for the figures of this moment, if it can have some; the event says when no more are to be waited for."""
+        # Not again while it has not answered: one that is stopped reads nothing, and its pipe must not fill.
+        if self.ready_at is not None and not self.has_ended and self._figures_told.is_set():
+            self._figures_told = trio.Event()
+            self._tell(order_line(Order.FIGURES))
+        return self._figures_told
 
     def order(self, order: Order) -> None:
         """Tell the worker; every order but DUMP also sets a time at which it is killed."""

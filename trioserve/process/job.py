@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import select
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ..config import Config
-from ..types import PlainValues
+from ..figures import Figures, is_known
+from ..types import AnyValue, PlainValues
+
+WHOLE: int = getattr(select, "PIPE_BUF", 512)
+"""Bytes that a pipe takes as a whole or not at all, whoever else writes to it."""
+
+_BEGIN, _END = b'{"figures": [', b"]}\n"
 
 
 class Order(StrEnum):
@@ -18,6 +26,7 @@ class Order(StrEnum):
     STOP = "stop"  # finish
     CANCEL = "cancel"  # finish now
     DUMP = "dump"  # log the task tree
+    FIGURES = "figures"  # tell the figures of this moment
 
 
 class Report(StrEnum):
@@ -28,6 +37,7 @@ class Report(StrEnum):
     WORN = "worn"  # it has served limit_max_requests and wants a successor
     RETIRING = "retiring"  # it was asked to stop by a signal of its own
     BLOCKED = "blocked"  # its event loop does not run; where is in the log
+    FIGURES = "figures"  # the figures that were asked for have been told
 
 
 @dataclass(frozen=True)
@@ -96,3 +106,45 @@ def read_report(line: bytes) -> Report | None:
         return Report(json.loads(line)["is"])
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def figures_lines(figures: Figures) -> Iterator[tuple[bytes, Figures]]:
+    """Lines that tell these figures, each with those that are in it.
+
+    Each can be written as a whole and stands for itself: so no one has to wait, to write on where another writer has
+    come between, or to keep what did not fit, and a line that is lost takes nothing with it but its own figures.
+    """
+    line, told = b"", Figures()
+    for key, value in figures.items():
+        entry = json.dumps([*key, value], allow_nan=False).encode("ascii")
+        if line and len(_BEGIN) + len(line) + 2 + len(entry) + len(_END) > WHOLE:
+            yield _BEGIN + line + _END, told
+            line, told = b"", Figures()
+        line += b", " + entry if line else entry
+        told[key] = value
+    if line:
+        yield _BEGIN + line + _END, told
+
+
+def read_figures(line: bytes) -> Figures | None:
+    """None for what tells no figures; see read_report."""
+    if not line.startswith(_BEGIN):
+        return None
+    try:
+        entries = json.loads(line)["figures"]
+        figures = {_read_key(entry[:-1]): _read_number(entry[-1]) for entry in entries}
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return None
+    return figures if all(map(is_known, figures)) else None
+
+
+def _read_key(parts: AnyValue) -> tuple[str, ...]:
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError(parts)
+    return tuple(parts)
+
+
+def _read_number(value: AnyValue) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)

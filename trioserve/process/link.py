@@ -7,7 +7,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-from .job import Job, Order, Report, read_order, report_line
+from ..figures import Figures
+from .job import Job, Order, Report, figures_lines, read_order, report_line
 from .pipes import open_inherited
 
 
@@ -22,6 +23,7 @@ class SupervisorLink:
         # Not a file object, whose lock the thread would hold when the interpreter ends.
         self._lines = _read_lines(open_inherited(number, writes=False))
         self._reports = self._errors = -1
+        self._known: Figures = {}
 
     def read_job(self) -> Job | None:
         """Wait for the job; None if the supervisor ended before it gave one."""
@@ -47,8 +49,23 @@ class SupervisorLink:
 
     def report(self, report: Report) -> None:
         """Tell the supervisor; what it cannot take is lost, as the beats for one that is stopped."""
-        with contextlib.suppress(OSError):
-            os.write(self._reports, report_line(report))
+        self._write(report_line(report))
+
+    def tell_figures(self, figures: Figures) -> None:
+        """Tell the supervisor those that it does not know yet; for one thread, and not in a signal handler."""
+        news = {key: value for key, value in figures.items() if self._known.get(key) != value}
+        for line, told in figures_lines(news):
+            if self._write(line):
+                self._known.update(told)
+
+    def _write(self, line: bytes) -> bool:
+        # Never more than the pipe takes as a whole: others write to it, too, and one of them may be the signal handler
+        # that has interrupted us here.
+        try:
+            os.write(self._reports, line)
+        except OSError:
+            return False
+        return True
 
 
 def _read_lines(descriptor: int) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from .exits import EXIT_CANNOT_START, EXIT_CRASHED
 from .job import Order
 from .signals import Heard
 from .supervisor import Supervisor
+from .totals import Restart, why_ended, why_leaving
 
 YOUNG = 10.0
 """Seconds that a worker must have served, or its death is one of a crash loop."""
@@ -189,6 +190,7 @@ class Slot:
     async def _fill(self) -> None:
         while await self._start() is None:
             self._answer(is_done=False)  # a roll must not wait for one that may never start
+            self._supervisor.totals.count_restart(Restart.FAILED_START)
             await self._fail(self._why)
 
     async def _fail(self, why: str) -> None:
@@ -199,6 +201,7 @@ class Slot:
     async def _look_after(self, worker: Worker) -> None:
         if worker.has_ended:
             self._workers.remove(worker)
+            self._supervisor.totals.count_restart(why_ended(worker))
             if worker.seconds_served < YOUNG:
                 await self._fail(worker.describe_end())
             else:
@@ -215,6 +218,7 @@ class Slot:
         was_asked = self._asked is not None
         successor = await self._start()
         if successor is not None:
+            self._supervisor.totals.count_restart(Restart.ROLLED if was_asked else why_leaving(worker))
             worker.order(Order.RETIRE)
             self._workers.remove(worker)
             self._failures = 0

@@ -20,6 +20,7 @@ from .error_page import make_error_page
 from .job import Order
 from .signals import Heard
 from .supervisor import Supervisor
+from .totals import Restart, why_ended
 from .watcher import Watcher
 
 _PAGE_PATIENCE = 1.0
@@ -75,12 +76,15 @@ class Reloader:
             return
         reason = await self._wait_for_news(worker)
         if reason is not None:
+            self._supervisor.totals.count_restart(Restart.WORN if worker.is_worn else Restart.ROLLED)
             server_log.info("%s: starting anew", reason)
             self._supervisor.notifier.reloading()
             worker.order(Order.STOP)
             while not worker.has_ended:
                 await self._news.wait()
-        elif not worker.is_leaving:
+            return
+        self._supervisor.totals.count_restart(why_ended(worker))
+        if not worker.is_leaving:
             title = "The application does not start" if worker.ready_at is None else "The application has ended"
             await self._wait_for_reason(title, worker.output.text or worker.describe_end())
 

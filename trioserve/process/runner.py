@@ -11,6 +11,7 @@ from ..config import Config
 from ..errors import AppLoadError, ConfigError, StartupError
 from ..logs import configure_logging, server_log
 from ..types import AnyValue, ASGIApp
+from .admin import load_renderer
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
 from .loader import imports_application, load_app, split_target
@@ -74,6 +75,11 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     configure_logging(config)
     for warning in settings.warnings:
         server_log.warning(warning)
+    if config.metrics_bind is not None:
+        try:
+            load_renderer()
+        except ConfigError as error:
+            return report_failure(error, EXIT_WRONG_USAGE)
     try:
         with PidFile(config.pid_file) as pid_file:
             if not config.needs_supervisor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import trio
 
 from ..errors import LifespanError, StartupError, TrioserveError
+from ..figures import Figures
 from ..logs import server_log
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
 from ..types import ASGIApp
+from .admin import Admin, Page, health_pages
 from .banner import announce
 from .certificates import CertificateKeeper, sign_files
 from .dump import Dump
@@ -17,7 +19,7 @@ from .pid_file import PidFile
 from .settings import Settings
 from .signals import Heard, StopSignals, hear_dumps, hear_signals, terminate_self
 from .systemd import Notifier
-from .watchdog import Limit, Watchdog
+from .watchdog import Limit, Watchdog, beat_forever
 
 
 class Single(Observer):
@@ -36,6 +38,7 @@ class Single(Observer):
         self._serves = trio.Event()
         self._scope = trio.CancelScope()
         self._is_stopping = self._is_cutting = False
+        self._stop_is_due = trio.Event()  # after the drain_delay
 
     def run(self) -> int:
         error = trio.run(self._serve)
@@ -57,7 +60,10 @@ class Single(Observer):
             attendants.start_soon(self._feed_watchdog)
             await attendants.start(self._watch_loop)
             attendants.start_soon(self._keep_certificates)
+            attendants.start_soon(self._stop_later)
             try:
+                if self._settings.config.metrics_bind is not None:
+                    await attendants.start(Admin(self._settings.config, self._pages(), self._take_figures).run)
                 with self._scope:
                     await serve_observed(self._app, self._settings.config, observer=self, task_status=self)
             except (StartupError, LifespanError) as error:
@@ -86,11 +92,14 @@ class Single(Observer):
         await self._certificates.run()
 
     async def _watch_loop(self, task_status: trio.TaskStatus[None]) -> None:
-        limit = self._settings.config.watchdog
-        if limit is None:
-            task_status.started()
+        config = self._settings.config
+        if config.watchdog is not None:
+            limit = Limit(config.watchdog)
+            await Watchdog(limit, activities=self._dump.activities, on_beat=self._note_beat).run(task_status)
         else:
-            await Watchdog(Limit(limit), activities=self._dump.activities, on_beat=self._note_beat).run(task_status)
+            task_status.started()
+            if config.metrics_bind is not None:
+                await beat_forever(self._note_beat)
 
     def _note_beat(self, late: float) -> None:
         if self._server is not None:
@@ -101,6 +110,21 @@ class Single(Observer):
         while self._notifier.watchdog_interval is not None:
             self._notifier.watchdog()
             await trio.sleep(self._notifier.watchdog_interval)
+
+    def _pages(self) -> dict[str, Page]:
+        """What is served beside the application, on an address of its own."""
+        return {**health_pages(self._why_not_ready)}
+
+    async def _take_figures(self) -> Figures:
+        figures = {} if self._server is None else self._server.figures()
+        own = "starting" if self._server is None else "leaving" if self._is_stopping else "serving"
+        # A supervisor's words, so that the same alerts fit.
+        return figures | {("workers", state): float(state == own) for state in ("starting", "serving", "leaving")}
+
+    def _why_not_ready(self) -> str | None:
+        if self._is_stopping:
+            return "draining"
+        return "starting" if self._server is None else None
 
     # What the server tells
 
@@ -138,6 +162,22 @@ class Single(Observer):
             self._announce_cut()
             self._scope.cancel()
             return
+        delay = self._settings.config.drain_delay
+        if delay and not self._is_stopping:
+            self._is_stopping = True  # for /readyz
+            self._notifier.stopping(f"serving on for {delay:g} s")
+            server_log.info("not ready any more; serving on for %g s, then stopping; Ctrl-C again cuts both", delay)
+            self._stop_is_due.set()
+        else:
+            self._stop()
+
+    async def _stop_later(self) -> None:
+        await self._stop_is_due.wait()
+        await trio.sleep(self._settings.config.drain_delay)
+        self._stop()
+
+    def _stop(self) -> None:
+        assert self._server is not None
         self._server.shutdown()
         if self._server.statistics().connections:
             server_log.info("stopping: waiting for %s; Ctrl-C again cuts them", self._server.describe_waiting())

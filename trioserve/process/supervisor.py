@@ -9,9 +9,11 @@ from typing import Protocol
 import trio
 
 from ..errors import AppLoadError, StartupError
+from ..figures import Figures
 from ..logs import server_log
 from ..net.tls import load_tls
 from ..wire.codecs import codec_name
+from .admin import Admin, Page, health_pages
 from .banner import announce
 from .child import Worker
 from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
@@ -22,6 +24,7 @@ from .settings import Settings
 from .signals import Heard, hear_signals
 from .sockets import Sockets
 from .systemd import Notifier
+from .totals import Totals
 
 
 class Keeper(Protocol):
@@ -48,12 +51,14 @@ class Supervisor:
         self.sockets = Sockets(self.config)
         self.workers: list[Worker] = []
         """All that run, also those that are starting or leaving."""
+        self.totals = Totals()
         self.notifier = Notifier.from_environment()
         self._keeper = make_keeper(self)
         self._processes: trio.Nursery | None = None
         self._keeping = trio.CancelScope()
         self._exit_code = EXIT_DRAINED
         self._stops = 0
+        self._stop_is_due = trio.Event()  # after the drain_delay
         self._has_announced = False
 
     async def run(self) -> int:
@@ -61,12 +66,15 @@ class Supervisor:
         async with trio.open_nursery() as services:
             await services.start(self._hear_signals)
             services.start_soon(self._feed_watchdog)
+            services.start_soon(self._stop_later)
             try:
                 if self._folder == os.curdir:
                     raise AppLoadError("the current folder does not exist any more")
                 codec_name(self.config)
                 self._try_tls()
                 await self.sockets.bind()
+                if self.config.metrics_bind is not None:
+                    await services.start(Admin(self.config, self._pages(), self._take_figures).run)
                 async with trio.open_nursery() as self._processes:
                     with self._keeping:
                         await self._keeper.run()
@@ -88,6 +96,20 @@ class Supervisor:
             add_app_dir(self.config.app_dir)
         load_tls(self.config)
 
+    def _pages(self) -> dict[str, Page]:
+        """What is served beside the application, on an address of its own."""
+        return {**health_pages(self._why_not_ready)}
+
+    async def _take_figures(self) -> Figures:
+        return await self.totals.take(self.workers)
+
+    def _why_not_ready(self) -> str | None:
+        if self._stops or self._keeping.cancel_called:
+            return "draining"
+        if any(one.serves for one in self.workers):
+            return None
+        return "no worker serves" if self._has_announced else "starting"
+
     # For the keeper
 
     async def start_worker(self, slot: int, on_news: Callable[[], None]) -> Worker:
@@ -103,6 +125,8 @@ class Supervisor:
 
     def serving(self) -> None:
         """A worker is ready."""
+        if self._stops:
+            return  # what is replaced during the drain_delay is no news
         if not self._has_announced:
             self._pid_file.publish()
         count = sum(one.serves for one in self.workers)
@@ -124,6 +148,7 @@ class Supervisor:
             await worker.run(task_status)
         finally:
             self.workers.remove(worker)
+            self.totals.keep(worker)
         if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
             return  # it has said why
         if not worker.exit_code and worker.is_leaving:
@@ -156,16 +181,31 @@ class Supervisor:
 
     def _stop_asked(self) -> None:
         self._stops += 1
-        if self._stops == 1:
-            if count := len(self.workers):
-                server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
-            else:
-                server_log.info("stopping")
-            self.stop()
+        delay = self.config.drain_delay
+        if self._stops == 1 and delay and self._has_announced and not self._keeping.cancel_called:
+            self.notifier.stopping(f"serving on for {delay:g} s")
+            server_log.info("not ready any more; serving on for %g s, then stopping; Ctrl-C again cuts both", delay)
+            self._stop_is_due.set()
+        elif self._stops == 1:
+            self._stop()
         else:
             server_log.warning("cancelling what the workers still do")
             for worker in self.workers:
                 worker.order(Order.CANCEL)
+            self.stop()
+
+    async def _stop_later(self) -> None:
+        await self._stop_is_due.wait()
+        await trio.sleep(self.config.drain_delay)
+        if not self._keeping.cancel_called:
+            self._stop()
+
+    def _stop(self) -> None:
+        if count := len(self.workers):
+            server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
+        else:
+            server_log.info("stopping")
+        self.stop()
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd's watchdog that all is well, as long as some worker's event loop runs."""

@@ -46,6 +46,16 @@ class Limit:
     report: Callable[[float], None] = _do_nothing
 
 
+async def beat_forever(on_beat: Callable[[float], None]) -> None:
+    """As a Watchdog's beats, where no thread watches: call ``on_beat`` four times a second, until cancelled."""
+    due = time.monotonic()
+    while True:
+        now = time.monotonic()
+        on_beat(now - due)
+        due = now + BEAT
+        await trio.sleep(BEAT)
+
+
 class Watchdog:
     """A thread that notices when the event loop is blocked, and says where.
 

@@ -29,7 +29,7 @@ from .link import SupervisorLink
 from .loader import load_app
 from .pipes import open_shared
 from .signals import WorkerSignals, ignore_stops
-from .watchdog import Limit, Watchdog
+from .watchdog import Limit, Watchdog, beat_forever
 
 
 class WorkerRun(Observer):
@@ -86,6 +86,8 @@ class WorkerRun(Observer):
             except (StartupError, LifespanError) as error:
                 return error
             finally:
+                if self._job.config.metrics_bind is not None:
+                    self._tell_figures(Report.FIGURES)  # the last, which are kept
                 nursery.cancel_scope.cancel()
         return None
 
@@ -102,11 +104,22 @@ class WorkerRun(Observer):
             limits.append(Limit(config.timeout_worker_healthcheck, lambda seconds: self._link.report(Report.BLOCKED)))
         if limits:
             await Watchdog(*limits, activities=self._dump.activities, on_beat=self._tell_beat).run()
+        elif config.metrics_bind is not None:
+            await beat_forever(self._tell_beat)
 
     def _tell_beat(self, late: float) -> None:
         assert self._server is not None
         self._server.note_loop_lag(late)
-        self._link.report(Report.BEAT)
+        if self._job.config.metrics_bind is not None:
+            self._tell_figures(Report.BEAT)
+        else:
+            self._link.report(Report.BEAT)
+
+    def _tell_figures(self, report: Report) -> None:
+        """With this report, in the event loop; the supervisor asks for none before there is a server."""
+        if self._server is not None:
+            self._link.tell_figures(self._server.figures())
+            self._link.report(report)
 
     # What the server tells
 
@@ -141,7 +154,12 @@ class WorkerRun(Observer):
         """An order from the supervisor, in the thread that reads them."""
         if order is Order.DUMP:
             self._dump.ask()
-            return
+        elif order is Order.FIGURES:
+            self._run_in_loop(self._tell_figures, Report.FIGURES)
+        else:
+            self._stop_asked(order)
+
+    def _stop_asked(self, order: Order) -> None:
         self._stop(order)
         self._signals.interrupt()
 
@@ -150,7 +168,7 @@ class WorkerRun(Observer):
         with contextlib.suppress(OSError):
             os.dup2(2, self._hard.output, inheritable=False)
         self._log(logging.WARNING, "the supervisor has ended, so this worker stops, too")
-        self._take(Order.STOP)
+        self._stop_asked(Order.STOP)
 
     def _terminated(self) -> None:
         """A SIGTERM of our own, in the signal handler."""

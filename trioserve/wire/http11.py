@@ -12,7 +12,7 @@ from ..asgi.handle import handle_http, handle_websocket
 from ..clock import Timer
 from ..context import ServerContext
 from ..drain import DrainKind
-from ..errors import ClientDisconnected, ProtocolError
+from ..errors import ClientDisconnected, ProtocolError, Refusal
 from ..exchange import Endpoint, Request
 from ..linger import linger
 from ..logs import Outcome, server_log
@@ -28,7 +28,6 @@ TAKEN_OVER_AT_ONCE = 16
 
 # A stop closes idle connections at once; a head that has begun may still come to its end and be answered.
 HEAD_PATIENCE_AT_STOP = 1.0
-
 
 UPGRADE_REQUIRED = 426
 
@@ -193,7 +192,7 @@ class HTTP11Connection:
         client = "a client" if self._endpoint.client is None else self._endpoint.client_name
         server_log.info("refused a request from %s: %s", client, error.reason)
         exchange = self._make_exchange(Request("-", b"-", [], "1.1", self._endpoint))
-        await exchange.refuse(error.status, error.reason)
+        await exchange.refuse(error.status, error.reason, why=error.why)
         await linger(self._transport)
 
     # What it does
@@ -206,6 +205,14 @@ class HTTP11Connection:
             task = one._task
             if task is not None:
                 yield task, one._describe(now)
+
+    @property
+    def state(self) -> str:
+        """In a word, for counting: "active", "websocket", "reading" (a head has begun) or "idle"."""
+        running = [one._exchange.request for one in self._family or (self,) if one._exchange is not None]
+        if running:
+            return "active" if running[0].protocol is None else "websocket"
+        return "reading" if self._codec.has_begun else "idle"
 
     def _describe(self, now: float) -> str:
         exchange, since = self._exchange, self._reads_since
@@ -243,7 +250,7 @@ class HTTP11Connection:
     async def _handle(self, exchange: HTTP11Exchange, head: Head) -> None:
         config = self._server.config
         if config.limit_concurrency is not None and self._server.counters.requests > config.limit_concurrency:
-            await exchange.refuse(503, "The server is busy.", (b"retry-after", b"1"))
+            await exchange.refuse(503, "The server is busy.", (b"retry-after", b"1"), why=Refusal.CONCURRENCY)
         elif config.limit_request_body is not None and (head.length or 0) > config.limit_request_body:
             await exchange.refuse(413, f"The request body is larger than {config.limit_request_body} bytes.")
         else:

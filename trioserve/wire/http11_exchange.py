@@ -9,7 +9,7 @@ from math import inf
 import trio
 
 from ..context import ServerContext
-from ..errors import ClientDisconnected, ProtocolError, WriteTimeout
+from ..errors import ClientDisconnected, ProtocolError, Refusal, WriteTimeout
 from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
 from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
@@ -89,7 +89,7 @@ class HTTP11Exchange:
         try:
             piece, more = await self._next_piece()
         except ProtocolError as error:
-            await self.refuse(error.status, error.reason)
+            await self.refuse(error.status, error.reason, why=error.why)
             raise ClientDisconnected(error.reason) from None
         self.received += len(piece)
         limit = self._server.config.limit_request_body
@@ -120,7 +120,8 @@ class HTTP11Exchange:
             self._uncancelled = 0
             await trio.lowlevel.checkpoint_if_cancelled()
         began = trio.current_time()
-        deadline = began + min(self._server.config.timeout_request_body, self._patience_left())
+        patience, patience_left = self._server.config.timeout_request_body, self._patience_left()
+        deadline = began + min(patience, patience_left)
         while True:
             # Also after a wait that bytes ended: they may have come together with the end of the exchange, after which
             # the transport has another reader.
@@ -138,7 +139,8 @@ class HTTP11Exchange:
                 self._codec.feed(came)
                 return
             if came is Wake.DEADLINE:
-                raise ProtocolError(408, "The request body did not come in time.")
+                why = Refusal.BODY_RATE if patience_left < patience else Refusal.BODY_TIME
+                raise ProtocolError(408, "The request body did not come in time.", why=why)
 
     def _patience_left(self) -> float:
         """Seconds until a body of which nothing more comes is too slow. Only those count in which we wait for it."""
@@ -281,12 +283,19 @@ class HTTP11Exchange:
             self.has_aborted = self.must_close = True
             self._end()
 
-    async def refuse(self, status: int, reason: str, *fields: tuple[bytes, bytes], closes: bool = True) -> None:
+    async def refuse(
+        self,
+        status: int,
+        reason: str,
+        *fields: tuple[bytes, bytes],
+        closes: bool = True,
+        why: Refusal | None = None,
+    ) -> None:
         if self.ended:
             return
         self.is_refused = True
         self.must_close |= closes
-        self._server.counters.count_rejected(status)
+        self._server.counters.count_rejected(status, why)
         self.outcome = Outcome.DEADLINE if status in (408, 504) else Outcome.ERROR
         if self.status is not None:
             self.abort()

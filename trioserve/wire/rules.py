@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import ProtocolError
+from ..errors import ProtocolError, Refusal
 
 # RFC 9112 §2.2: a bare CR is invalid, and a bare LF need not be accepted. RFC 9110 §5.5: CR, LF and NUL in values are
 # dangerous, other control characters invalid. RFC 9112 §5.2: a folded line is refused or replaced; we refuse.
@@ -72,7 +72,7 @@ def check_raw_head(head: bytes, *, max_fields: int) -> tuple[str, bytes, str]:
         raise ProtocolError(400, "Content-Length and Transfer-Encoding have a tab in them.")
     # A head has its request line and an empty line beside its fields.
     if head.count(b"\n") - 2 > max_fields:
-        raise ProtocolError(431, f"The request has more than {max_fields} fields.")
+        raise ProtocolError(431, f"The request has more than {max_fields} fields.", why=Refusal.FIELDS)
     return method.decode("ascii"), target, _VERSIONS[version]
 
 
@@ -305,7 +305,7 @@ class ChunkScanner:
         self._trailer_size += len(text) + 2
         self._fields += 1
         if self._fields > self._max_fields:
-            raise ProtocolError(431, f"The trailers have more than {self._max_fields} fields.")
+            raise ProtocolError(431, f"The trailers have more than {self._max_fields} fields.", why=Refusal.FIELDS)
         if not _TRAILER_LINE.fullmatch(text):
             raise ProtocolError(400, "A trailer is not NAME: VALUE.")
         if text.lower().startswith(_FRAMING_TRAILERS):
