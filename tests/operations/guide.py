@@ -22,6 +22,7 @@ OWN = Path(sys.executable).with_name("trioserve")
 APP = """
 import hashlib
 import json
+import os
 import trio
 import load_app
 
@@ -46,21 +47,16 @@ async def respond(send, text):
     await send({"type": "http.response.body", "body": text.encode()})
 
 async def events(scope, receive, send):
-    # Each event is sent when the client has got the one before, which it tells by another request.
+    # Each event is sent when the client has got the one before, and made a file that says so.
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     for number in range(3):
         await send({"type": "http.response.body", "body": b"data: %d\\n\\n" % number, "more_body": True})
-        await seen.wait()
-        seen.__init__()
+        while not os.path.exists(f"got-{number}"):
+            await trio.sleep(0.005)
     await send({"type": "http.response.body", "body": b""})
 
-async def next_event(scope, receive, send):
-    seen.set()
-    await respond(send, "")
-
-seen = trio.Event()
-WAYS = {"/upload": upload, "/tell": tell, "/events": events, "/next": next_event}
+WAYS = {"/upload": upload, "/tell": tell, "/events": events}
 """
 
 
