@@ -19,7 +19,7 @@ FLOORS = (
     # F0 words
     (
         *("errors", "types", "foreign_loop", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
-        *("config", "exchange", "transport"),
+        *("foreign_names", "config", "exchange", "transport"),
     ),
     # F1 tools
     (
