@@ -19,7 +19,7 @@ FLOORS = (
     # F0 words
     (
         *("errors", "types", "foreign_loop", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
-        *("option_rules", "transport", "exchange", "access_format", "config"),
+        *("option_rules", "foreign_names", "transport", "exchange", "access_format", "config"),
     ),
     # F1 tools
     (

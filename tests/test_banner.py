@@ -118,7 +118,7 @@ def test_expiry_of_anything(tmp_path):
     text = Path(write_certificate(tmp_path, expiry)).read_bytes().partition(b"-----BEGIN CERTIFICATE-----\n")[2]
     whole = base64.b64decode(text.partition(b"-----END")[0])
     path = tmp_path / "cut.pem"
-    for length in range(len(whole)):
+    for length in range(0, len(whole), 5):
         write_der(path, whole[:length])
         assert read_expiry(str(path)) in (None, expiry)
     write_der(path, bytes(range(256)))

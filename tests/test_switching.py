@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from trioserve.cli import main
-from trioserve.config import options
+from trioserve.config import Config, options
 from trioserve.errors import ConfigError
 from trioserve.foreign_flags import FOREIGN_FLAGS, HYPERCORN, UVICORN
+from trioserve.foreign_names import NOTHING_LIKE_IT, RENAMED
 from trioserve.switching import find_foreign_variables, translate
 
 from .test_readme_examples import README, below
@@ -189,6 +191,61 @@ def test_other_defaults_than_those_of_hypercorn_are_told():
             assert ours == theirs or (is_nothing(ours) and is_nothing(theirs))
             checked += 1
     assert checked > 12
+
+
+def test_names_of_uvicorn_in_a_program():
+    """Each keyword of uvicorn.run() is an option's, or it is known what to use for it."""
+    theirs = set(inspect.signature(importlib.import_module("uvicorn").run).parameters)
+    assert theirs - {"app"} - set(KNOWN) <= set(RENAMED) | set(NOTHING_LIKE_IT)
+
+
+def test_names_of_hypercorn_in_a_program():
+    """Each key of Hypercorn's is an option's, or it is known what to use for it, as the table has it."""
+    for _, keys, here, _ in rows("Coming from Hypercorn"):
+        for key in set(words(keys)) - set(KNOWN) - COMING:
+            named = [name.removeprefix("--").replace("-", "_") for name in words(here)]
+            assert (RENAMED.get(key) in named) if named else (key in NOTHING_LIKE_IT)
+
+
+def test_foreign_names_are_none_of_ours():
+    """What theirs are called here is what options are called, and nothing is said of an option as if it were none."""
+    assert set(RENAMED.values()) <= set(KNOWN) | {"app"}
+    assert not (set(RENAMED) | set(NOTHING_LIKE_IT)) & set(KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("keep_alive_timeout", "; did you mean 'timeout_keep_alive'?"),
+        ("worker_class", "; it always runs on Trio"),
+        ("loop", "; it always runs on Trio"),
+        ("prot", "; did you mean 'port'?"),
+        ("zzz", ""),
+    ],
+)
+def test_wrong_names(name, end, tmp_path):
+    """A name of theirs is answered with ours, in a program and in a file."""
+    with pytest.raises(ConfigError) as caught:
+        Config().replace(**{name: 1})
+    assert str(caught.value) == f"there is no option {name!r}{end}"
+    (tmp_path / "theirs.toml").write_text(f"{name} = 1\n")
+    assert run("-c", "theirs.toml") == f"{tmp_path / 'theirs.toml'}: there is no option {name!r}{end}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("main:app:x", "APP must be module:attribute, not 'main:app:x'; did you mean 'main:app'?"),
+        ("main --port 1", "APP must be module:attribute, not 'main'; did you mean 'main:app'?"),
+        ("inspct 12 --watch", "there is no command 'inspct'; did you mean 'trioserve inspect'?"),
+        ("run main:app", "there is no command 'run'; leave it out: trioserve main:app"),
+        ("main:app --worker 2", "there is no option '--worker'; did you mean '--workers'?"),
+        ("main:app --por=1", "there is no option '--por'; did you mean '--port'?"),
+    ],
+)
+def test_wrong_words(arguments, said):
+    """What is no command, no application or no option is told with what was probably meant."""
+    assert run(*arguments.split()) == said
 
 
 def test_refused_flags_are_none_of_ours():

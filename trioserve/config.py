@@ -6,7 +6,6 @@ A Config is plain values and survives JSON: file paths, never an SSLContext, a s
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import typing
@@ -17,6 +16,7 @@ from typing import Literal
 from .access_format import AccessFormat
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
+from .foreign_names import hint_at
 from .option_rules import check_together
 from .option_texts import (
     check_dotted_name,
@@ -365,8 +365,7 @@ class Config:
         known = {one.name for one in options()}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                raise ConfigError(f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise ConfigError(f"there is no option {name!r}{hint_at(name, known)}")
         return cls(**values)
 
     def replace(self, **changes: AnyValue) -> Config:
