@@ -117,6 +117,10 @@ WAYS["/nap"] = nap
 """
 
 
+# Warnings are errors, but for the one that trio-asyncio 0.16 gives when it is imported by Python 3.12 and newer.
+STRICT = ("-W", "error", "-W", "ignore:'AbstractChildWatcher' is deprecated:DeprecationWarning")
+
+
 @dataclass(frozen=True)
 class ProcessStatus:
     """What the system tells of a process. ``state`` is one letter, such as T for stopped and Z for ended."""
@@ -327,17 +331,25 @@ _SETTINGS = (
     "TRIOSERVE_",
     "WEB_CONCURRENCY",
     "FORWARDED_ALLOW_IPS",
+    "UVICORN_",
 )  # in the environment of the tests, which is not that of the programs
 
 
 @contextmanager
-def start(*arguments: str, cwd: os.PathLike[str], **variables: str) -> Iterator[Program]:
-    """Start Python with these arguments; neither the program nor what it starts outlives the block."""
+def start(
+    *arguments: str,
+    cwd: os.PathLike[str],
+    executable: str = sys.executable,
+    pass_fds: Iterable[int] = (),
+    **variables: str,
+) -> Iterator[Program]:
+    """Start Python, or another program, with these arguments; neither it nor what it starts outlives the block."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
     with subprocess.Popen(
-        [sys.executable, *arguments],
+        [executable, *arguments],
         cwd=cwd,
         env={**inherited, **variables},
+        pass_fds=tuple(pass_fds),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -17,11 +17,14 @@ PACKAGE = Path(trioserve.__file__).parent
 
 FLOORS = (
     # F0 words
-    ("errors", "types", "options", "bind", "trust", "option_texts", "config", "exchange", "transport"),
+    (
+        *("errors", "types", "foreign_loop", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
+        *("option_rules", "foreign_names", "transport", "exchange", "access_format", "config"),
+    ),
     # F1 tools
     (
-        *("clock", "drain", "bell", "linger", "logs", "metrics", "figures", "forwarded", "context", "observer"),
-        "activity",
+        *("clock", "drain", "bell", "linger", "formatters", "request_ids", "access_log", "metrics", "figures"),
+        *("forwarded", "whereabouts", "slow_requests", "context", "observer", "activity"),
     ),
     # F2 the application
     ("asgi.*",),
@@ -34,7 +37,10 @@ FLOORS = (
     # F6 processes
     ("process.*",),
     # F7 edges
-    ("cli", "cli_inspect", "screen", "testing.*", "pytest_plugin", "demo", "demo_chat", "__main__"),
+    (
+        *("foreign_flags", "switching", "cli", "cli_inspect", "screen", "testing.*", "pytest_plugin"),
+        *("demo", "demo_chat", "__main__"),
+    ),
     # the public names, and nothing else
     ("",),
 )

@@ -292,7 +292,7 @@ def test_wrong_usage(folder, arguments, said):
     assert said in " ".join(program.errors.split())
 
 
-@pytest.mark.parametrize("name", ["--zzzz", "-p"])
+@pytest.mark.parametrize("name", ["--zzzz", "-z"])
 def test_unknown_option_like_no_other(folder, name):
     """Where no option is near, none is proposed: two hyphens in common are no likeness."""
     program = finish(*SERVE, name, "main:app", cwd=folder)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from trioserve.config import Config, options
 from trioserve.errors import BindError, ConfigError
 from trioserve.option_texts import parse_header
 from trioserve.options import LARGEST, Option
+from trioserve.types import AnyValue
 
 BY_NAME = {one.name: one for one in options()}
 
@@ -355,6 +357,11 @@ def test_each_option_is_complete(one: Option):
 # JSON
 
 
+def _tables() -> st.SearchStrategy:
+    leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    return st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+
+
 def _values(one: Option) -> st.SearchStrategy:
     checked = {
         "bind": st.sampled_from(["a:1", "[::1]:0", "unix:/s", "fd:3", "fd:http"]),
@@ -367,6 +374,9 @@ def _values(one: Option) -> st.SearchStrategy:
         "metrics_bind": st.sampled_from(["127.0.0.1:9100", "[::1]:0", "unix:/run/metrics.sock"]),
         "port": st.integers(0, 65535),
         "uds_permissions": st.integers(0, 0o777),
+        "access_log_format": st.sampled_from(["%(h)s", "%%", ""]),
+        "access_log_exclude": st.sampled_from(["/healthz", "*"]),
+        "log_config": st.sampled_from(["log.json", "LOG.TOML"]) | st.dictionaries(st.text(), _tables()),
     }
     if one.name in checked:
         value = checked[one.name]
@@ -391,6 +401,8 @@ PLAIN = st.fixed_dictionaries({}, optional={one.name: _values(one) for one in op
         values
         | ({"ssl_certfile": "c", "ssl_ca_certs": "a"} if any(name.startswith("ssl_") for name in values) else {})
         | ({"workers": 1} if values.get("reload") else {})
+        | ({"request_id": False} if "header" in values else {})
+        | ({"log_format": "text"} if values.get("log_config") is not None else {})
         | ({"forwarded_allow_ips": ["*"]} if values.get("proxy_headers") or values.get("proxy_protocol") else {})
     )
 )
@@ -424,10 +436,12 @@ def test_to_plain_is_fresh_each_time():
 
 def test_config_holds_nothing_but_plain_values():
     """No field can hold an SSLContext, a socket, a logger or a callable: every one is a text, a number, a truth or
-    none."""
+    none; or a table, and what may be in that is checked."""
     plain = {str, int, float, bool, types.NoneType}
 
     def kinds(annotation):
+        if annotation == Mapping[str, AnyValue]:
+            return set()
         if typing.get_origin(annotation) is typing.Literal:
             return {type(one) for one in typing.get_args(annotation)}
         inner = [one for one in typing.get_args(annotation) if one is not Ellipsis]

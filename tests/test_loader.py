@@ -1,5 +1,6 @@
 """How an application is found by its name."""
 
+import json
 import os
 import sys
 import traceback
@@ -7,7 +8,7 @@ import traceback
 import pytest
 
 from trioserve.errors import AppLoadError
-from trioserve.process.loader import load_app, split_target, user_traceback
+from trioserve.process.loader import WSGI_HINT, load_app, split_target, user_traceback
 
 
 @pytest.fixture
@@ -68,6 +69,10 @@ def test_an_object_is_used_as_it_is():
         ("foo.py:api", "foo:api"),
         ("./src/foo.py:api", "src.foo:api"),
         ("src\\foo:api", "src.foo:api"),
+        ("foo.app", "foo:app"),
+        ("src/foo.application", "src.foo:application"),
+        ("foo:app:x", "foo:app"),
+        ("asgi:foo:app", "foo:app"),
     ],
 )
 def test_what_was_probably_meant(target, meant):
@@ -77,12 +82,18 @@ def test_what_was_probably_meant(target, meant):
     assert str(caught.value) == f"APP must be module:attribute, not {target!r}; did you mean {meant!r}?"
 
 
-@pytest.mark.parametrize("target", ["", ":", ":app", "a..b:app", "a:b..c"])
+@pytest.mark.parametrize("target", ["", ":", ":app", "a..b:app", "a:b..c", ":a:b"])
 def test_no_guess_where_there_is_none(target):
     """Where nothing can be guessed, nothing is."""
     with pytest.raises(AppLoadError) as caught:
         split_target(target)
     assert str(caught.value) == f"APP must be module:attribute, not {target!r}"
+
+
+def test_name_of_a_wsgi_application():
+    """What Hypercorn takes for a WSGI application is not served."""
+    with pytest.raises(AppLoadError, match="not 'wsgi:foo:app'; only ASGI 3 is served: wrap it, in hypercorn"):
+        split_target("wsgi:foo:app")
 
 
 def test_names_are_never_evaluated(project):
@@ -107,6 +118,28 @@ def test_module_near(project):
     """A module whose name is near is proposed."""
     write(project / "website.py")
     assert str(failure("webiste:app")).endswith("; did you mean 'website:app'?")
+
+
+def test_module_near_in_other_letters(project):
+    """Capitals are no difference when it comes to proposing."""
+    write(project / "website.py")
+    assert str(failure("WebSite:app")).endswith("; did you mean 'website:app'?")
+
+
+def test_no_module_near(project):
+    """Where no name is near, some of those that are there are told."""
+    for name in ("aaa", "bbb", "ccc"):
+        write(project / f"{name}.py")
+    assert str(failure("zzqx:app")).endswith("installed packages; what is there: aaa, bbb, ccc")
+    for name in ("ddd", "eee", "fff", "ggg"):
+        write(project / f"{name}.py")
+    assert str(failure("zzqx:app")).endswith("; what is there: aaa, bbb, ccc, ddd, eee, fff, ...")
+
+
+def test_package_one_folder_down(project):
+    """Of a package that is in src/, say, the folder is proposed."""
+    write(project / "src" / "zzqx" / "main.py")
+    assert str(failure("zzqx.main:app")).endswith("; did you mean 'zzqx.main:app' --app-dir src?")
 
 
 def test_module_one_folder_down(project):
@@ -134,7 +167,8 @@ def test_module_that_is_no_package(project):
     """A module has no modules in it."""
     write(project / "site_f.py")
     expected = "there is no module 'site_f.app': 'site_f' is a module, not a package"
-    assert str(failure("site_f.app:app")) == expected
+    assert str(failure("site_f.app:app")) == f"{expected}; did you mean 'site_f:app'?"
+    assert str(failure("site_f.api:app")) == expected.replace(".app", ".api")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +210,82 @@ def test_nested_attribute_missing(project):
     assert str(failure("site_j:Zoo.app")) == "'site_j:Zoo' has no attribute 'app'"
 
 
+SEVERAL = """
+from builtins import print as zz
+from json import dump as zzz
+
+class Odd:
+    __signature__ = 1
+    def __call__(self): ...
+
+class Site:
+    async def __call__(self, scope, receive, send): ...
+
+odd = Odd()
+server = Site()
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "end"),
+    [
+        # Where no name is near, what looks like an application is proposed.
+        (SEVERAL, "site_o:qq", "'qq'; did you mean 'site_o:server'?"),
+        ("def create_app(): ...\n", "site_o:app", "'app'; did you mean 'site_o:create_app' --factory?"),
+        ("def make(): ...\n", "site_o:make()", "'make()'; did you mean 'site_o:make' --factory?"),
+        ("async def app(scope, receive, send): ...\n", "site_o:app()", "'app()'; did you mean 'site_o:app'?"),
+    ],
+)
+def test_attribute_that_was_probably_meant(project, source, target, end):
+    """What is proposed is what would be served, with --factory where that is needed."""
+    write(project / "site_o.py", source)
+    assert str(failure(target)) == f"'site_o' has no attribute {end}"
+
+
+def test_package_that_is_no_application(project):
+    """Of a package that has no such attribute a module is proposed, or all are told."""
+    write(project / "pack_p" / "__init__.py", "")
+    assert str(failure("pack_p:app")) == "'pack_p' has no attribute 'app'"
+    write(project / "pack_p" / "routes.py")
+    assert str(failure("pack_p:app")) == "'pack_p' has no attribute 'app'; its modules are routes"
+    write(project / "pack_p" / "main.py")
+    assert str(failure("pack_p:app")) == "'pack_p' has no attribute 'app'; did you mean 'pack_p.main:app'?"
+
+
+def test_folder_that_is_no_package(project):
+    """A mere folder is told from a package."""
+    write(project / "pack_q" / "asgi.py")
+    expected = f"'pack_q', the folder {project / 'pack_q'} without an __init__.py, has no attribute 'app'; "
+    assert str(failure("pack_q:app")) == expected + "did you mean 'pack_q.asgi:app'?"
+
+
+def test_another_module_of_that_name(project):
+    """Of a module from elsewhere the file is told, since another may have been meant."""
+    assert str(failure("colorsys:app")).startswith(f"'colorsys' of {sys.modules['colorsys'].__file__} has no attribute")
+    assert str(failure("sys:app_")).startswith("'sys' has no attribute 'app_'")
+
+
+def test_dependency_missing(project):
+    """A module that the application needs is not the application; who runs another Python than he thinks reads so."""
+    write(project / "site_r.py", "import zzqx_missing\n")
+    assert str(failure("site_r:app")).endswith(f"'zzqx_missing'; is it installed for {sys.executable}?")
+    write(project / "site_s.py", "import json.zzqx\n")
+    assert str(failure("site_s:app")).endswith("No module named 'json.zzqx'")
+    write(project / "pack_r" / "__init__.py", "from . import inner\n")
+    write(project / "pack_r" / "inner.py", "import zzqx_missing\n")
+    assert str(failure("pack_r:app")).endswith(f"'zzqx_missing'; is it installed for {sys.executable}?")
+    write(project / "site_t.py", "raise ModuleNotFoundError('nothing')\n")
+    assert str(failure("site_t:app")).endswith("ModuleNotFoundError: nothing")
+
+
+def test_module_of_the_same_package_missing(project):
+    """A module in a package that is imported as if it were not is the third-commonest mistake."""
+    write(project / "pack_u" / "main.py", "import routes_u\n")
+    write(project / "pack_u" / "routes_u.py")
+    end = f"; it is in {project / 'pack_u'}: import it with its package's name, or use --app-dir"
+    assert str(failure("pack_u.main:app")).endswith(end)
+
+
 def test_not_callable(project):
     """What cannot be called is no application."""
     write(project / "site_k.py", "app = 'text'\n")
@@ -192,6 +302,10 @@ def test_not_callable(project):
             "too many positional arguments; if it returns the application, use the option factory",
         ),
         ("from json import loads as app\n", "too many positional arguments"),
+        (
+            "def app(environ, start_response): ...\n",
+            f"too many positional arguments; if it is for WSGI, {WSGI_HINT}",
+        ),
         ("def app(a, b, c, d): ...\n", "missing a required argument: 'd'"),
         ("def app(scope, receive, send, *, more): ...\n", "missing a required argument: 'more'"),
     ],
@@ -238,6 +352,25 @@ def test_object_that_is_not_an_application():
     def make(): ...
 
     assert str(failure(make)).startswith(f"{make!r} is not an application: it cannot be called with ")
+
+
+def test_user_traceback_leaves_out_what_leads_to_the_users_frame():
+    """The frames of a library before the user's first one, as a framework's that calls a lifespan, are left out."""
+
+    def fail(pairs):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as caught:
+        json.loads("{}", object_hook=fail)
+    assert user_traceback(caught.value.__traceback__.tb_next).tb_frame.f_code is fail.__code__
+
+
+def test_user_traceback_of_a_library():
+    """Where the error comes from a library and no code of the user's is near, its frames are shown."""
+    with pytest.raises(ValueError, match="Expecting") as caught:
+        json.loads("{")
+    in_library = caught.value.__traceback__.tb_next
+    assert user_traceback(in_library) is in_library
 
 
 def test_user_traceback_is_none_without_a_frame_of_the_user():

@@ -262,6 +262,8 @@ async def test_a_wrong_option_is_refused(options, text, config):
         ({"workers": 2}, "workers=2"),
         ({"reload": True}, "reload"),
         ({"watchdog": 1}, "watchdog"),
+        ({"pid_file": "app.pid"}, "pid_file"),
+        ({"log_config": "log.json"}, "log_config"),
         ({"workers": 1}, None),
     ],
 )
@@ -571,6 +573,15 @@ async def test_a_factory_must_return_an_application():
     with nothing_left(), pytest.raises(AppLoadError) as caught:
         await serve(lambda: None, port=0, factory=True)
     assert str(caught.value) == "the application factory must return an application, not None"
+
+
+async def test_async_factory(autojump_clock):
+    """A factory that is async is refused, and what it has returned is closed."""
+
+    async def make(): ...
+
+    with pytest.raises(AppLoadError, match="the application factory must not be async"):
+        await serve(make, factory=True, port=0)
 
 
 async def test_lifespan_failed_raises_and_leaves_no_socket(tmp_path):

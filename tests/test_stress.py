@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from trioserve.logs import JSONFormatter
+from trioserve.formatters import JSONFormatter
 from trioserve.process.watchdog import Limit, Watchdog
 from trioserve.types import ASGIApp, Message, Receive, Scope, Send
 

@@ -13,10 +13,9 @@ import trio
 import trio.testing
 
 from trioserve import serve
+from trioserve.formatters import JSONFormatter, TextFormatter
 from trioserve.logs import (
-    JSONFormatter,
     Outcome,
-    TextFormatter,
     WebSocketRecord,
     access_log,
     log_websocket,

@@ -25,6 +25,7 @@ from trioserve.process.child import Worker, _own_errors
 from trioserve.process.job import Job, Order, PassedSocket, Report, order_line, read_order, read_report, report_line
 from trioserve.process.link import SupervisorLink
 from trioserve.process.output import ErrorOutput
+from trioserve.process.pid_file import PidFile
 from trioserve.process.pool import Pool
 from trioserve.process.settings import COMMAND_LINE, Settings
 from trioserve.process.signals import Heard, hear_signals, signal_name
@@ -355,7 +356,7 @@ async def test_worker_that_cannot_be_started(folder, monkeypatch):
 def supervise(**options):
     config = Config(port=0, workers=2, **options)
     settings = Settings(config, None, dict.fromkeys(config.to_plain(), COMMAND_LINE))
-    return Supervisor("main:app", settings, Pool)
+    return Supervisor("main:app", settings, Pool, PidFile(None))
 
 
 async def wait_for_workers(supervisor, count, *, but=None):
@@ -425,7 +426,9 @@ async def test_other_signals_are_nothing_to_the_pool(folder, said):
 async def start_times(lives, monkeypatch):
     """When a slot started its workers, which serve for so many seconds and die; those of None cannot be started."""
     config = Config(port=0)
-    supervisor = Supervisor("main:app", Settings(config, None, dict.fromkeys(config.to_plain(), COMMAND_LINE)), Pool)
+    supervisor = Supervisor(
+        "main:app", Settings(config, None, dict.fromkeys(config.to_plain(), COMMAND_LINE)), Pool, PidFile(None)
+    )
     times = []
     scope = trio.CancelScope()
 
@@ -472,7 +475,9 @@ async def test_failures_in_a_row_are_followed_by_longer_and_longer_pauses(autoju
 async def test_deaths_beside_one_that_serves_for_long_are_no_crash_loop(autojump_clock, caplog):
     """They are not counted for the time when that one dies as well: from then on it takes five more."""
     config = Config(port=0)
-    supervisor = Supervisor("main:app", Settings(config, None, dict.fromkeys(config.to_plain(), COMMAND_LINE)), Pool)
+    supervisor = Supervisor(
+        "main:app", Settings(config, None, dict.fromkeys(config.to_plain(), COMMAND_LINE)), Pool, PidFile(None)
+    )
     keeper = Pool(supervisor)
     keeper.ready()
     old = Worker("main:app", config, (), lambda: None)

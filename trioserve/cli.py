@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from .process.banner import read_version
 from .process.loader import split_target
 from .process.runner import run_settings
 from .process.settings import format_settings, read_settings
+from .switching import find_foreign_variables, translate
 from .types import AnyValue, PlainValues
 
 _OTHER = "Settings and help"
+_COMMANDS = ("inspect",)
 
 _EPILOG = """\b
 Each option can also be set in the environment (TRIOSERVE_PORT=8000) and in a file: --config FILE,
@@ -95,16 +98,22 @@ class _Command(click.Command):
     """Shows its options under the headings of their groups, and what was probably meant by one that is not there."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _check_command(args, ctx)
         if args[:1] == ["inspect"]:  # no application, whose name has a colon
             run_inspect(args[1:], ctx.command_path)
         try:
-            return super().parse_args(ctx, args)
+            args = translate(args)
+            return super().parse_args(ctx, list(args))
+        except ConfigError as error:
+            raise click.UsageError(str(error), ctx) from None
         except click.NoSuchOption as error:
+            # Of -reloda click knows only that there is no -r.
+            asked = next(each for each in args if each.startswith(error.option_name)).partition("=")[0]
             # Not click's own guess: the hyphens that all have in common make it propose --header for --reload.
             names = [name.lstrip("-") for each in self.params for name in (*each.opts, *each.secondary_opts)]
-            near = difflib.get_close_matches(error.option_name.lstrip("-"), names, 1)
+            near = difflib.get_close_matches(asked.lstrip("-"), names, 1)
             hint = f"; did you mean '--{near[0]}'?" if near else ""
-            raise click.UsageError(f"there is no option {error.option_name!r}{hint}", ctx) from None
+            raise click.UsageError(f"there is no option {asked!r}{hint}", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         headings = [*(group.value for group in Group), _OTHER]
@@ -113,6 +122,16 @@ class _Command(click.Command):
             rows = [each.get_help_record(ctx) for each in parameters if getattr(each, "heading", _OTHER) == heading]
             with formatter.section(heading):
                 formatter.write_dl([row for row in rows if row is not None], col_max=34)
+
+
+def _check_command(arguments: Sequence[str], context: click.Context) -> None:
+    """Refuse a first word that is meant for a command, as other servers have them."""
+    first = arguments[0] if arguments else ""
+    if first.isidentifier() and first not in _COMMANDS:
+        if near := difflib.get_close_matches(first, _COMMANDS, 1, 0.75):
+            raise click.UsageError(f"there is no command {first!r}; did you mean 'trioserve {near[0]}'?", context)
+        if arguments[1:2] and not arguments[1].startswith("-"):
+            raise click.UsageError(f"there is no command {first!r}; leave it out: trioserve {arguments[1]}", context)
 
 
 def _check_app(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -135,8 +154,10 @@ def _serve(app: str | None, config: str | None, print_config: bool, **given: Any
     try:
         settings = read_settings(values, app=app, config_file=config)
         target = _check_app_set(settings.app, settings.sources["app"])
+        foreign = tuple(find_foreign_variables(settings.sources))
     except (ConfigError, AppLoadError) as error:
         raise click.UsageError(str(error)) from None
+    settings = dataclasses.replace(settings, warnings=settings.warnings + foreign)
     if print_config:
         for warning in settings.warnings:
             click.echo(f"warning: {warning}", err=True)

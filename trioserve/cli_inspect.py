@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from .logs import wants_colors
 from .outline import format_age, outline, printable
 from .process.inspector_client import NoAnswer, ask, ask_whole, find_servers
 from .process.inspector_folder import SUPPORTED, Found, find_sockets, folders, has_died, is_alive
+from .process.log_setup import wants_colors
 from .screen import Screen
 from .snapshot import Request
 from .types import PlainValues

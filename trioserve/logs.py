@@ -1,26 +1,28 @@
-"""What is logged, and how the command line shows it.
+"""What is logged.
 
-The library only emits, on the three loggers below; neither importing this module nor ``serve()`` configures anything.
+The library only emits, on the loggers below; neither importing this module nor ``serve()`` configures anything.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import sys
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TextIO
 
-from .config import Config
-from .types import PlainValues
+from .foreign_loop import tell_of_asyncio
+from .types import AnyValue, PlainValues
 
 server_log = logging.getLogger("trioserve")
 error_log = logging.getLogger("trioserve.error")
 access_log = logging.getLogger("trioserve.access")
+slow_log = logging.getLogger("trioserve.slow")
+
+current_request_id: ContextVar[str | None] = ContextVar("trioserve.request_id", default=None)
+"""The id of the request that the current context is of; None outside of requests, or without the option request_id."""
 
 
 class Outcome(StrEnum):
@@ -51,6 +53,7 @@ class ExchangeRecord:
     duration: float
     first_byte: float | None
     outcome: Outcome
+    request_id: str | None = None
 
     @property
     def request_line(self) -> str:
@@ -68,6 +71,7 @@ class ExchangeRecord:
             "duration": round(self.duration, 6),
             "first_byte": None if self.first_byte is None else round(self.first_byte, 6),
             "outcome": self.outcome.value,
+            **_id_as_plain(self.request_id),
         }
 
 
@@ -90,6 +94,7 @@ class WebSocketRecord:
     sent: int = 0
     duration: float = 0
     outcome: Outcome = Outcome.OK
+    request_id: str | None = None
 
     def to_plain(self) -> PlainValues:
         return {
@@ -103,7 +108,47 @@ class WebSocketRecord:
             "sent": self.sent,
             "duration": round(self.duration, 6),
             "outcome": self.outcome.value,
+            **_id_as_plain(self.request_id),
         }
+
+
+@dataclass(slots=True)
+class SlowRecord:
+    """What is told of a request that takes long, while it runs.
+
+    ``age`` is seconds from its head; ``status`` is None if no response was begun. ``place`` is where the application's
+    code is, "file:line in function", and ``waits_for`` what it waits for there; None if nobody can tell. ``more``: so
+    many others take long, too, and are not told of.
+    """
+
+    client: str
+    method: str
+    target: str
+    http_version: str
+    status: int | None
+    age: float
+    place: str | None
+    waits_for: str | None
+    more: int
+    request_id: str | None = None
+
+    def to_plain(self) -> PlainValues:
+        return {
+            "client": self.client,
+            "method": self.method,
+            "target": self.target,
+            "http_version": self.http_version,
+            "status": self.status,
+            "age": round(self.age, 6),
+            "place": self.place,
+            "waits_for": self.waits_for,
+            "more": self.more,
+            **_id_as_plain(self.request_id),
+        }
+
+
+def _id_as_plain(request_id: str | None) -> PlainValues:
+    return {} if request_id is None else {"request_id": request_id}
 
 
 def _printable(text: str) -> str:
@@ -114,15 +159,26 @@ def _printable(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def log_exchange(record: ExchangeRecord) -> None:
-    """Write the access line of an exchange that has ended; the record travels along as ``exchange``."""
-    if not access_log.isEnabledFor(logging.INFO):
+def quotable(text: str) -> str:
+    """As it may stand in a line between quotes: clients do send quotes, and one would end the field for its reader."""
+    if '"' in text or "\\" in text or not text.isascii() or not text.isprintable():
+        return text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return text
+
+
+def log_exchange(record: ExchangeRecord, line: str | None = None) -> None:
+    """Write the access line of an exchange that has ended: this one, or ours. The record travels along as
+    ``exchange``.
+    """
+    if line is not None:
+        contain(record.request_id, access_log.info, "%s", line, extra={"exchange": record})
         return
-    access_log.info(
+    contain(
+        record.request_id,
+        access_log.info,
         '%s "%s" %s %d bytes %.1f ms first byte %s %s',
         _printable(record.client),
-        # Clients do send quotes in targets; unescaped, one would end the field for whoever reads the line.
-        record.request_line.replace('"', '\\"'),
+        quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
         "-" if record.status is None else record.status,
         record.sent,
         record.duration * 1000,
@@ -134,12 +190,12 @@ def log_exchange(record: ExchangeRecord) -> None:
 
 def log_websocket(record: WebSocketRecord) -> None:
     """Write the access line of a WebSocket that has closed; the record travels along as ``websocket``."""
-    if not access_log.isEnabledFor(logging.INFO):
-        return
-    access_log.info(
+    contain(
+        record.request_id,
+        access_log.info,
         '%s "WebSocket %s" closed %d after %.1f s received %d messages %d bytes sent %d messages %d bytes %s',
         _printable(record.client),
-        _printable(record.target).replace('"', '\\"'),
+        quotable(record.target),
         record.code,
         record.duration,
         record.received_messages,
@@ -151,151 +207,41 @@ def log_websocket(record: WebSocketRecord) -> None:
     )
 
 
+def log_slow(record: SlowRecord) -> None:
+    """Write the line of a request that takes long; the record travels along as ``slow_request``."""
+    contain(
+        record.request_id,
+        slow_log.warning,
+        '%s "%s" has run for %.1f s, %s: %s waits for %s%s',
+        _printable(record.client),
+        quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
+        record.age,
+        "no response yet" if record.status is None else "response begun",
+        record.place or "no code of the application",
+        record.waits_for or "what nobody can tell",
+        f"; and {record.more} more" if record.more else "",
+        extra={"slow_request": record},
+    )
+
+
 def log_application_error(message: str, error: BaseException | None, request_line: str) -> None:
     """Write one record with the error's trace and the request it belongs to."""
-    request_line = _printable(request_line)
-    error_log.error("%s: %s", message, request_line, exc_info=error, extra={"request_line": request_line})
+    line = _printable(request_line)
+    contain(None, error_log.error, "%s: %s", message, line, exc_info=error, extra={"request_line": line})
+    tell_of_asyncio(error)
 
 
-# CRITICAL is what ends the process: logged so because no log_level silences it, called "error" because it is one.
-_LABELS = {logging.CRITICAL: "error"}
-_COLOR_ERROR, _COLOR_WARNING, _COLOR_FINE, _COLOR_FAINT = "31", "33", "32", "2"
+def contain(request_id: str | None, write: Callable[..., None], *arguments: object, **keywords: AnyValue) -> None:
+    """Write a record of a request, whoever may be the one that runs now; None: of the one that does.
 
-
-class TextFormatter(logging.Formatter):
-    """Lines for people: local time, level, message."""
-
-    default_msec_format = "%s.%03d"
-
-    def __init__(self, *, use_colors: bool = False) -> None:
-        super().__init__()
-        self._use_colors = use_colors
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        time = self.formatTime(record)
-        label = _LABELS.get(record.levelno, record.levelname.lower())
-        if self._use_colors:
-            time = _paint(time, _COLOR_FAINT)
-            label = _paint(label, _color_of(record))
-        return f"{time} {label}: {record.message}"
-
-
-def _paint(text: str, color: str) -> str:
-    return f"\x1b[{color}m{text}\x1b[0m"
-
-
-def _color_of(record: logging.LogRecord) -> str:
-    """An access line takes the colour of how the exchange went, any other that of its level."""
-    exchange = getattr(record, "exchange", None)
-    if isinstance(exchange, ExchangeRecord):
-        status = exchange.status or 0
-        if status >= 500 or exchange.outcome is Outcome.ERROR:
-            return _COLOR_ERROR
-        return _COLOR_WARNING if status >= 400 or exchange.outcome is not Outcome.OK else _COLOR_FINE
-    websocket = getattr(record, "websocket", None)
-    if isinstance(websocket, WebSocketRecord):
-        if websocket.outcome is Outcome.ERROR:
-            return _COLOR_ERROR
-        return _COLOR_FINE if websocket.outcome is Outcome.OK else _COLOR_WARNING
-    if record.levelno >= logging.ERROR:
-        return _COLOR_ERROR
-    if record.levelno >= logging.WARNING:
-        return _COLOR_WARNING
-    return _COLOR_FINE if record.levelno >= logging.INFO else _COLOR_FAINT
-
-
-class JSONFormatter(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, message, and what the record carries besides."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        values: PlainValues = {
-            "time": time.replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        for name in ("exchange", "websocket"):
-            ended = getattr(record, name, None)
-            if isinstance(ended, ExchangeRecord | WebSocketRecord):
-                values.update(ended.to_plain())
-        request_line = getattr(record, "request_line", None)
-        if request_line is not None:
-            values["request_line"] = request_line
-        if record.exc_info:
-            values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values, default=str)
-
-
-class _ConsoleHandler(logging.StreamHandler[TextIO]):
-    """A handler of ours, told by its class from those that others have put on the logger."""
-
-    def __init__(self, stream: TextIO, config: Config, *, takes_access: bool, use_colors: bool) -> None:
-        super().__init__(stream)
-        self._takes_access = takes_access
-        self.addFilter(lambda record: (record.name == access_log.name) is takes_access)
-        if config.log_format == "json":
-            self.setFormatter(JSONFormatter())
-        else:
-            self.setFormatter(TextFormatter(use_colors=use_colors))
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Fall silent once the stream is gone (``trioserve ... | head``); logging's own prints a trace per line."""
-        if not (isinstance(sys.exception(), BrokenPipeError) or self.stream.closed):
-            super().handleError(record)
-            return
-        # Not removed: logging is just walking along the list of handlers.
-        self.setLevel(logging.CRITICAL + 1)
-        _send_nowhere(self.stream)
-        if self._takes_access:
-            server_log.warning("stdout is closed: there are no more access lines")
-
-
-def _send_nowhere(stream: TextIO) -> None:
-    """Let the stream's descriptor lead nowhere.
-
-    What the broken pipe has left in the stream's buffer would otherwise fail once more when Python flushes it at the
-    end, and make the exit code 120; and each print() of the application would fail.
-
-    Source: Python's signal module, "Note on SIGPIPE".
+    What a handler or a filter raises is shown, and ends no request.
     """
-    # A stream that is closed, or no file at all, has no descriptor.
-    with contextlib.suppress(OSError, ValueError):
-        descriptor = stream.fileno()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
-
-
-def wants_colors(asked: bool | None, stream: TextIO | None) -> bool:
-    """Whether to colour what goes to a stream; ``asked`` is the option."""
-    if asked is not None:
-        return asked
-    # https://no-color.org: present and not empty, whatever its value.
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and _is_terminal(stream)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and not stream.closed and stream.isatty()
-
-
-def configure_logging(config: Config, *, colors_errors: bool | None = None) -> None:
-    """Show what trioserve logs: access lines on stdout, everything else on stderr.
-
-    ``colors_errors``: whether stderr takes colours; None: as ``use_colors`` says, or if it is a terminal.
-    For the command line and ``run()`` only. Touches trioserve's own loggers and no other; a second call replaces what
-    the first one did.
-    """
-    for handler in list(server_log.handlers):
-        if isinstance(handler, _ConsoleHandler):
-            server_log.removeHandler(handler)
-    # Either is None in a process without a console (pythonw, a service), and run() may be called after a close().
-    for stream, takes_access in ((sys.stderr, False), (sys.stdout, True)):
-        if stream is not None and not stream.closed:
-            colors = wants_colors(config.use_colors, stream) if takes_access or colors_errors is None else colors_errors
-            handler = _ConsoleHandler(stream, config, takes_access=takes_access, use_colors=colors)
-            server_log.addHandler(handler)
-    # An application that calls logging.basicConfig() would otherwise repeat every line on the console.
-    server_log.propagate = False
-    server_log.setLevel(config.log_level.upper())
-    access_log.setLevel(logging.NOTSET if config.access_log else logging.CRITICAL + 1)
+    before = current_request_id.set(request_id) if request_id is not None else None
+    try:
+        write(*arguments, **keywords)
+    except Exception:  # noqa: BLE001 - foreign code; logging catches only what its own handlers raise
+        if logging.raiseExceptions and sys.stderr is not None:
+            traceback.print_exc()
+    finally:
+        if before is not None:
+            current_request_id.reset(before)

@@ -5,15 +5,18 @@ The command line, the environment, configuration files and the worker's JSON are
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field
 from enum import Enum
 from typing import TypeVar
 
 from .errors import ConfigError
+from .option_tables import check_table
 from .types import AnyValue
 
 T = TypeVar("T")
@@ -78,7 +81,8 @@ class Option:
     """What is known of one option.
 
     ``kind`` is the type of its value, or of one of its values when ``repeatable``; ``choices`` is empty unless the
-    option takes one of a few words; ``optional`` options take None, written ``none`` in text.
+    option takes one of a few words; ``optional`` options take None, written ``none`` in text; ``takes_table``: a table
+    may stand where a text does.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Option:
     help: str
     optional: bool = False
     repeatable: bool = False
+    takes_table: bool = False
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: int | None = None
@@ -99,6 +104,7 @@ class Option:
 
     @classmethod
     def from_field(cls, declared: Field[AnyValue], annotation: object) -> Option:
+        takes_table, annotation = _take_table(annotation)
         kind, optional, repeatable, choices = _read_annotation(annotation)
         data = declared.metadata
         return cls(
@@ -109,6 +115,7 @@ class Option:
             help=data["help"],
             optional=optional,
             repeatable=repeatable,
+            takes_table=takes_table,
             choices=choices,
             minimum=data["minimum"],
             maximum=data["maximum"],
@@ -153,6 +160,8 @@ class Option:
         return self._check_one(value)
 
     def _check_one(self, value: object) -> object:
+        if self.takes_table and isinstance(value, Mapping):
+            return check_table(self.name, value)
         if self.kind is float and value == "inf":
             value = math.inf  # as Config.to_plain writes it
         if self.kind is float and type(value) is int:
@@ -215,6 +224,7 @@ class Option:
             words += f" of at least {self.minimum:g}"
         if self.above is not None:
             words += f" above {self.above:g}"
+        words += " or a table" if self.takes_table else ""
         return words + (" or none" if self.optional else "")
 
     def _wrong(self, value: object, expects: str) -> ConfigError:
@@ -230,6 +240,15 @@ def show(value: object) -> str:
 
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def _take_table(annotation: object) -> tuple[bool, object]:
+    """Whether a field's type has a table in it, and the type without that."""
+    parts = typing.get_args(annotation)
+    others = [part for part in parts if typing.get_origin(part) is not Mapping]
+    if len(others) == len(parts):
+        return False, annotation
+    return True, functools.reduce(operator.or_, others)
 
 
 def _read_annotation(annotation: object) -> tuple[type, bool, bool, tuple[str, ...]]:

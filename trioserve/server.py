@@ -336,6 +336,9 @@ def _call_factory(factory: AnyValue) -> ASGIApp:
     # Foreign code at start-up, like the import of an application: whatever it raises is why the server cannot start.
     except (Exception, SystemExit) as error:
         raise AppLoadError(f"the application factory raised {type(error).__name__}: {error}") from error
+    if inspect.iscoroutine(app):
+        app.close()
+        raise AppLoadError("the application factory must not be async: the application is needed before anything runs")
     if not callable(app):
         raise AppLoadError(f"the application factory must return an application, not {app!r}")
     return cast("ASGIApp", app)

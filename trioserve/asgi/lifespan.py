@@ -10,6 +10,7 @@ import trio
 
 from ..config import Config
 from ..errors import LifespanError, MessageError
+from ..foreign_loop import tell_of_asyncio
 from ..logs import server_log
 from ..types import ASGIApp, Message, Scope, State
 from .messages import read
@@ -91,6 +92,7 @@ class Lifespan:
             elif raised is not None:
                 server_log.info("serving without lifespan, which the application refused: %s", _describe(raised))
                 server_log.debug("what the application raised", exc_info=raised)
+                tell_of_asyncio(raised)
         elif step is _Step.FAILED:
             self._fail(f"the application could not start: {self._said or 'it gave no reason'}", raised)
         elif raised is not None:

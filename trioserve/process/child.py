@@ -16,10 +16,11 @@ import trio
 
 from ..config import Config
 from ..figures import Figures
-from ..logs import server_log, wants_colors
+from ..logs import server_log
 from ..net.listeners import Listener
 from ..types import AnyValue, PlainValues
 from .job import Job, Order, PassedSocket, Report, order_line, read_figures, read_report
+from .log_setup import wants_colors
 from .output import ErrorOutput
 from .pipes import READER_GONE, inheritance, make_pipe, number_for_worker, open_reader, share_socket
 from .signals import ABORT, signal_name

@@ -24,11 +24,13 @@ class HardDeadline:
     """Ends the process, with every thread's stack and exit code 1, some time after a stop was asked for.
 
     Does nothing until ``open``. May be told from any thread, and in a signal handler.
-    ``at`` is when the process ends whatever it does, by time.monotonic(); None while nothing calls for that.
+    ``drain_delay``: seconds for which the server serves on before a stop begins. ``at`` is when the process ends
+    whatever it does, by time.monotonic(); None while nothing calls for that.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, drain_delay: float = 0) -> None:
         self._config = config
+        self._drain_delay = drain_delay
         self._phase = Phase.STARTING
         self._is_final = False
         self._lock = threading.RLock()  # a signal handler may interrupt its own thread in here
@@ -71,6 +73,8 @@ class HardDeadline:
         # A stop during start-up cancels at once; there are no requests to wait for.
         cuts = cuts or self._phase is Phase.STARTING
         grace = 0 if cuts else self._config.timeout_graceful_shutdown
+        if self._phase is Phase.SERVING and not cuts:
+            grace += self._drain_delay
         if cuts or self._phase in (Phase.SERVING, Phase.DRAINING):
             self._arm(grace + self._config.timeout_hard_shutdown, is_final=cuts)
 

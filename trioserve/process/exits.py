@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..errors import AppLoadError, LifespanError, TrioserveError
+from ..foreign_loop import tell_of_asyncio
 from ..logs import server_log
 from .loader import user_traceback
 
@@ -22,4 +23,5 @@ def report_failure(error: TrioserveError, code: int) -> int:
     is_users = cause is not None and (trace is not None or isinstance(error, AppLoadError))
     exc_info = (type(cause), cause, trace) if cause is not None and is_users else None
     server_log.log(logging.CRITICAL, "%s", error, exc_info=exc_info)
+    tell_of_asyncio(cause)
     return code

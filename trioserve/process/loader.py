@@ -5,13 +5,11 @@ The name is imported and looked up, never evaluated.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
-import pkgutil
 import sys
-from collections.abc import Iterable
+import sysconfig
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -21,6 +19,7 @@ import trio
 from ..errors import AppLoadError
 from ..server import find_misfit
 from ..types import ASGIApp
+from .missing import describe_missing_attribute, describe_missing_dependency, describe_missing_module
 
 # Frames of these lie between the command line and the user's code, and tell the user nothing.
 _NOT_THE_USERS = (
@@ -30,24 +29,45 @@ _NOT_THE_USERS = (
     str(Path(__file__).parent.parent) + os.sep,
 )
 
+# A framework's come before the user's too, where it calls the user's lifespan.
+_LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
 
 def user_traceback(traceback: TracebackType | None) -> TracebackType | None:
-    """The part of a trace from the user's first frame on; None if there is no such frame."""
+    """The part of a trace from the user's first frame on, or a library's if it has no other; None if it has neither."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         traceback = traceback.tb_next
-    return traceback
+    first = traceback
+    while first is not None and first.tb_frame.f_code.co_filename.startswith((*_NOT_THE_USERS, *_LIBRARIES, "<")):
+        first = first.tb_next
+    return first or traceback
+
+
+WSGI_HINT = "wrap it, in hypercorn.middleware.TrioWSGIMiddleware for example"
 
 
 def split_target(target: str) -> tuple[str, str]:
     """Take ``module:attribute`` apart; raises AppLoadError, naming what was probably meant."""
     module, _, attribute = target.partition(":")
-    if _is_dotted(module) and _is_dotted(attribute) and not module.endswith(".py") and not _has_separator(module):
+    is_named = ":" not in attribute and _is_dotted(module) and _is_dotted(attribute)
+    if is_named and not module.endswith(".py") and not _has_separator(module):
         return module, attribute
+    raise AppLoadError(f"APP must be module:attribute, not {target!r}{_guess(module, attribute)}")
+
+
+def _guess(module: str, attribute: str) -> str:
+    """What was probably meant, as the end of a text; empty if nobody can tell."""
+    if module in ("asgi", "wsgi") and ":" in attribute:  # Hypercorn's way to say which
+        if module == "wsgi":
+            return f"; only ASGI 3 is served: {WSGI_HINT}"
+        module, _, attribute = attribute.partition(":")
     stem = module.replace("\\", "/").removesuffix(".py").strip("./").replace("/", ".")
-    hint = (
-        f"; did you mean '{stem}:{attribute or 'app'}'?" if _is_dotted(stem) and _is_dotted(attribute or "app") else ""
-    )
-    raise AppLoadError(f"APP must be module:attribute, not {target!r}{hint}")
+    attribute = attribute.partition(":")[0]
+    before, _, last = stem.rpartition(".")
+    if not attribute and before and last in ("app", "application"):
+        stem, attribute = before, last
+    attribute = attribute or "app"
+    return f"; did you mean '{stem}:{attribute}'?" if _is_dotted(stem) and _is_dotted(attribute) else ""
 
 
 def _is_dotted(name: str) -> bool:
@@ -71,7 +91,11 @@ def load_app(target: str | ASGIApp, *, app_dir: str | None, factory: bool = Fals
         )
     misfit = None if factory else find_misfit(app, "scope", "receive", "send")
     if misfit is not None:
-        hint = "; if it returns the application, use the option factory" if find_misfit(app) is None else ""
+        hint = ""
+        if find_misfit(app) is None:
+            hint = "; if it returns the application, use the option factory"
+        elif find_misfit(app, "environ", "start_response") is None:
+            hint = f"; if it is for WSGI, {WSGI_HINT}"
         raise AppLoadError(
             f"{target!r} is not an application: it cannot be called with (scope, receive, send): {misfit}{hint}"
         )
@@ -121,9 +145,10 @@ def _import(name: str, attribute_path: str, folder: Path) -> object:
         # SystemExit: a script without the __main__ guard.
         traceback = user_traceback(error.__traceback__)
         if isinstance(error, ModuleNotFoundError) and traceback is None and error.name and _is_part(error.name, name):
-            raise AppLoadError(_describe_missing(error.name, name, attribute_path, folder)) from None
+            raise AppLoadError(describe_missing_module(error.name, name, attribute_path, folder)) from None
         cause = error.with_traceback(traceback)
-        raise AppLoadError(f"module {name!r} was found, but importing it raised {_name_of(cause)}") from cause
+        hint = describe_missing_dependency(cause, folder) if isinstance(cause, ModuleNotFoundError) else ""
+        raise AppLoadError(f"module {name!r} was found, but importing it raised {_name_of(cause)}{hint}") from cause
     finally:
         _Progress.imports_application = False
 
@@ -137,40 +162,15 @@ def _is_part(missing: str, name: str) -> bool:
     return f"{name}.".startswith(f"{missing}.")
 
 
-def _describe_missing(missing: str, name: str, attribute_path: str, folder: Path) -> str:
-    """Say which module is missing and where it was looked for; ``missing`` is ``name`` or a parent of it."""
-    parent, _, last = missing.rpartition(".")
-    rest = name.removeprefix(missing)
-    if not parent:
-        looked_in, where = [str(folder)], f"{folder} or among the installed packages"
-    else:
-        looked_in = list(getattr(sys.modules.get(parent), "__path__", ()))
-        if not looked_in:
-            return f"there is no module {missing!r}: {parent!r} is a module, not a package"
-        where = ", ".join(looked_in)
-    near = _nearest(last, (module.name for module in pkgutil.iter_modules(looked_in)))
-    if near is None and not parent:
-        # main.py is often one folder down, in the package or in src/.
-        near = next((f"{path.parent.name}.{last}" for path in sorted(folder.glob(f"*/{last}.py"))), None)
-    prefix = f"{parent}." if parent else ""
-    hint = f"; did you mean '{prefix}{near}{rest}:{attribute_path}'?" if near else ""
-    return f"there is no module {missing!r} in {where}{hint}"
-
-
 def _find_attribute(module: object, path: str, target: str) -> object:
     found = module
-    reached = target.partition(":")[0] + ":"
+    reached = target.partition(":")[0]
+    separator = ":"
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
-            near = _nearest(name, (each for each in dir(found) if not each.startswith("_")))
-            hint = f"; did you mean '{reached}{near}'?" if near else ""
-            raise AppLoadError(f"{reached.rstrip(':.')!r} has no attribute {name!r}{hint}") from None
-        reached += f"{name}."
+            raise AppLoadError(describe_missing_attribute(found, name, reached)) from None
+        reached += f"{separator}{name}"
+        separator = "."
     return found
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    # 0.4 lets "app" find "application".
-    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.4)), None)

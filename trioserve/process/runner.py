@@ -8,14 +8,16 @@ from functools import partial
 import trio
 
 from ..config import Config
-from ..errors import AppLoadError, ConfigError
-from ..logs import configure_logging, server_log
+from ..errors import AppLoadError, ConfigError, StartupError
+from ..logs import server_log
 from ..types import AnyValue, ASGIApp
 from .admin import load_renderer
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
 from .inspector_socket import offer
 from .loader import imports_application, load_app, split_target
+from .log_setup import configure_logging
+from .pid_file import PidFile
 from .pool import Pool
 from .reloader import Reloader
 from .settings import COMMAND_LINE, Settings, read_settings
@@ -72,21 +74,34 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     """
     config = settings.config
     show_crashes()
-    configure_logging(config)
+    try:
+        configure_logging(config)
+    except ConfigError as error:
+        source = settings.sources["log_config"]
+        print(f"error: {error}" + ("" if source == COMMAND_LINE else f" ({source})"), file=sys.stderr)  # noqa: T201
+        return EXIT_WRONG_USAGE
     for warning in settings.warnings:
         server_log.warning(warning)
-    if config.metrics_bind is not None:
-        try:
+    try:
+        if config.metrics_bind is not None:
             load_renderer()
-        except ConfigError as error:
-            return report_failure(error, EXIT_WRONG_USAGE)
-    if config.needs_supervisor:
-        assert isinstance(app, str)
-        try:
-            return _supervise(app, settings)
-        finally:
-            if ends_process:
-                ignore_stops()
+        with PidFile(config.pid_file) as pid_file:
+            if not config.needs_supervisor:
+                return _serve_alone(app, settings, pid_file, ends_process=ends_process)
+            assert isinstance(app, str)
+            try:
+                return _supervise(app, settings, pid_file)
+            finally:
+                if ends_process:
+                    ignore_stops()
+    except ConfigError as error:
+        return report_failure(error, EXIT_WRONG_USAGE)
+    except StartupError as error:
+        return report_failure(error, EXIT_CANNOT_START)
+
+
+def _serve_alone(app: ASGIApp | str, settings: Settings, pid_file: PidFile, *, ends_process: bool) -> int:
+    config = settings.config
     with StopSignals(config, ends_process=ends_process) as signals:
         try:
             with signals.interrupting():
@@ -97,18 +112,16 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
         except KeyboardInterrupt:
             server_log.info("stopped before the start")
             return EXIT_DRAINED
-        return Single(application, app if isinstance(app, str) else _name_of(app), settings, signals).run()
+        name = app if isinstance(app, str) else _name_of(app)
+        return Single(application, name, settings, signals, pid_file).run()
 
 
-def _supervise(app: str, settings: Settings) -> int:
+def _supervise(app: str, settings: Settings, pid_file: PidFile) -> int:
     try:
         make_keeper = partial(Reloader, watcher=Watcher(settings.config)) if settings.config.reload else Pool
-        supervisor = Supervisor(app, settings, make_keeper)
+        supervisor = Supervisor(app, settings, make_keeper, pid_file)
         with offer(supervisor.inspection, wanted=settings.config.inspector) as instruments:
             return trio.run(supervisor.run, instruments=[HeldInterrupts(), *instruments])
-    except ConfigError as error:
-        server_log.critical("%s", error)
-        return EXIT_WRONG_USAGE
     except KeyboardInterrupt:  # before the loop listens for it
         server_log.info("stopped before the start")
         return EXIT_DRAINED

@@ -7,7 +7,6 @@ reads the environment or files, but for ``systemd``, which reads the variables o
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from ..bind import DescriptorBind, NamedDescriptorBind, parse_bind
 from ..config import Config, options
 from ..errors import ConfigError
+from ..foreign_names import hint_at
 from ..options import Option, show
 from ..types import AnyValue, PlainValues
 from .systemd import Inherited, receive_descriptors
@@ -172,7 +172,7 @@ def _read_given(given: Mapping[str, AnyValue], app: str | None) -> _Layer:
     values: PlainValues = {}
     for name, value in given.items():
         if name not in known:
-            raise ConfigError(f"there is no option {name!r}{_hint(name, known)}")
+            raise ConfigError(f"there is no option {name!r}{hint_at(name, known)}")
         values[name] = known[name].check(value)
     if app is not None:
         values["app"] = app
@@ -225,7 +225,7 @@ def _find_strange_variables() -> Iterable[str]:
     for variable in sorted(os.environ):
         name = variable.removeprefix(_PREFIX)
         if variable.startswith(_PREFIX) and name not in known:
-            hint = _hint(name, known, prefix=_PREFIX)
+            hint = hint_at(name, known, prefix=_PREFIX)
             yield f"environment variable {variable} is ignored: there is no such option{hint}"
 
 
@@ -274,7 +274,7 @@ def _read_table(file: Path | None, table: PlainValues) -> _Layer:
         if name in values:
             raise ConfigError(f"{file}: {name} is given twice")
         if name not in known and name != "app":
-            raise ConfigError(f"{file}: there is no option {key!r}{_hint(name, [*known, 'app'])}")
+            raise ConfigError(f"{file}: there is no option {key!r}{hint_at(name, [*known, 'app'])}")
         try:
             values[name] = _check_app(value) if name == "app" else _from_toml(known[name], value)
         except ConfigError as error:
@@ -299,11 +299,6 @@ def _known() -> dict[str, Option]:
     return {one.name: one for one in options()}
 
 
-def _hint(name: str, known: Iterable[str], *, prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {prefix + near[0]!r}?" if near else ""
-
-
 def format_settings(settings: Settings) -> str:
     """Show each value and where it came from, as a ``trioserve.toml`` that would give the same.
 
@@ -322,10 +317,22 @@ def format_settings(settings: Settings) -> str:
 def _to_toml(one: Option, value: AnyValue) -> str:
     if value is None:
         return '"none"'
+    if isinstance(value, dict):
+        return _to_inline_toml(value)
     if one.name == "ssl_keyfile_password":
         return '"********"'
     if one.octal:
         return f"0o{value:o}"
     if value == math.inf:
         return "inf"  # JSON has no such number, and json writes Infinity
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _to_inline_toml(value: AnyValue) -> str:
+    if isinstance(value, dict):
+        # TOML has no null; for logging a key without a value is one that is not there.
+        rows = [f"{json.dumps(key)} = {_to_inline_toml(inner)}" for key, inner in value.items() if inner is not None]
+        return f"{{ {', '.join(rows)} }}" if rows else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_to_inline_toml, value))}]"
     return json.dumps(value, ensure_ascii=False)

@@ -45,7 +45,7 @@ class StopSignals:
         self._config = config
         self._ends_process = ends_process
         self._previous: dict[int, object] = {}
-        self._hard = HardDeadline(config)
+        self._hard = HardDeadline(config, drain_delay=config.drain_delay)
         self._terminal = _Terminal()
         self._count = 0
         self._told = 0

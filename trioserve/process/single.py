@@ -18,6 +18,7 @@ from .exits import EXIT_CANNOT_START, EXIT_CRASHED, EXIT_DRAINED, report_failure
 from .inspection import Inspection
 from .inspector_page import inspector_pages
 from .inspector_socket import offer
+from .pid_file import PidFile
 from .settings import Settings
 from .signals import Heard, StopSignals, hear_dumps, hear_signals, terminate_self
 from .systemd import Notifier
@@ -27,11 +28,12 @@ from .watchdog import Limit, Watchdog, beat_forever
 class Single(Observer):
     """One run of the event loop; also the task status that hears of the start."""
 
-    def __init__(self, app: ASGIApp, name: str, settings: Settings, signals: StopSignals) -> None:
+    def __init__(self, app: ASGIApp, name: str, settings: Settings, signals: StopSignals, pid_file: PidFile) -> None:
         self._app = app
         self._name = name
         self._settings = settings
         self._signals = signals
+        self._pid_file = pid_file
         self._notifier = Notifier.from_environment()
         self._dump = Dump()
         self._inspection = Inspection("server", name)
@@ -40,6 +42,7 @@ class Single(Observer):
         self._serves = trio.Event()
         self._scope = trio.CancelScope()
         self._is_stopping = self._is_cutting = False
+        self._stop_is_due = trio.Event()  # after the drain_delay
 
     def run(self) -> int:
         with offer(self._inspection, wanted=self._settings.config.inspector) as instruments:
@@ -63,6 +66,7 @@ class Single(Observer):
             attendants.start_soon(self._feed_watchdog)
             await attendants.start(self._watch_loop)
             attendants.start_soon(self._keep_certificates)
+            attendants.start_soon(self._stop_later)
             try:
                 if self._settings.config.metrics_bind is not None:
                     await attendants.start(Admin(self._settings.config, self._pages(), self._take_figures).run)
@@ -136,6 +140,7 @@ class Single(Observer):
         assert value is not None
         self._server = self._dump.server = self._inspection.server = value
         self._serves.set()
+        self._pid_file.publish()
         self._notifier.ready("serving")
         announce(self._name, value.urls, self._settings)
 
@@ -165,6 +170,22 @@ class Single(Observer):
             self._announce_cut()
             self._scope.cancel()
             return
+        delay = self._settings.config.drain_delay
+        if delay and not self._is_stopping:
+            self._is_stopping = True  # for /readyz
+            self._notifier.stopping(f"serving on for {delay:g} s")
+            server_log.info("not ready any more; serving on for %g s, then stopping; Ctrl-C again cuts both", delay)
+            self._stop_is_due.set()
+        else:
+            self._stop()
+
+    async def _stop_later(self) -> None:
+        await self._stop_is_due.wait()
+        await trio.sleep(self._settings.config.drain_delay)
+        self._stop()
+
+    def _stop(self) -> None:
+        assert self._server is not None
         self._server.shutdown()
         if self._server.statistics().connections:
             server_log.info("stopping: waiting for %s; Ctrl-C again cuts them", self._server.describe_waiting())

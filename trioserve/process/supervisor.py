@@ -24,6 +24,7 @@ from .inspector_folder import sweep_folders
 from .inspector_page import inspector_pages
 from .job import Order
 from .loader import add_app_dir
+from .pid_file import PidFile
 from .settings import Settings
 from .signals import Heard, hear_signals
 from .sockets import Sockets
@@ -44,9 +45,12 @@ class Keeper(Protocol):
 class Supervisor:
     """Owns the sockets and the processes; a keeper decides when workers start and retire."""
 
-    def __init__(self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper]) -> None:
+    def __init__(
+        self, app: str, settings: Settings, make_keeper: Callable[[Supervisor], Keeper], pid_file: PidFile
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._pid_file = pid_file
         self._folder = _current_folder()
         self.config = settings.config
         self.sockets = Sockets(self.config)
@@ -59,6 +63,7 @@ class Supervisor:
         self._keeping = trio.CancelScope()
         self._exit_code = EXIT_DRAINED
         self._stops = 0
+        self._stop_is_due = trio.Event()  # after the drain_delay
         self._has_announced = False
         self.inspection = Inspection("supervisor", app, workers=self._describe_workers)
 
@@ -68,6 +73,7 @@ class Supervisor:
         async with trio.open_nursery() as services:
             await services.start(self._hear_signals)
             services.start_soon(self._feed_watchdog)
+            services.start_soon(self._stop_later)
             try:
                 if self._folder == os.curdir:
                     raise AppLoadError("the current folder does not exist any more")
@@ -127,6 +133,10 @@ class Supervisor:
 
     def serving(self) -> None:
         """A worker is ready."""
+        if self._stops:
+            return  # what is replaced during the drain_delay is no news
+        if not self._has_announced:
+            self._pid_file.publish()
         count = sum(one.serves for one in self.workers)
         self.notifier.ready("1 worker serves" if count == 1 else f"{count} workers serve")
         if not self._has_announced:
@@ -187,16 +197,31 @@ class Supervisor:
 
     def _stop_asked(self) -> None:
         self._stops += 1
-        if self._stops == 1:
-            if count := len(self.workers):
-                server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
-            else:
-                server_log.info("stopping")
-            self.stop()
+        delay = self.config.drain_delay
+        if self._stops == 1 and delay and self._has_announced and not self._keeping.cancel_called:
+            self.notifier.stopping(f"serving on for {delay:g} s")
+            server_log.info("not ready any more; serving on for %g s, then stopping; Ctrl-C again cuts both", delay)
+            self._stop_is_due.set()
+        elif self._stops == 1:
+            self._stop()
         else:
             server_log.warning("cancelling what the workers still do")
             for worker in self.workers:
                 worker.order(Order.CANCEL)
+            self.stop()
+
+    async def _stop_later(self) -> None:
+        await self._stop_is_due.wait()
+        await trio.sleep(self.config.drain_delay)
+        if not self._keeping.cancel_called:
+            self._stop()
+
+    def _stop(self) -> None:
+        if count := len(self.workers):
+            server_log.info("stopping %d worker%s; Ctrl-C again cuts what they still do", count, "s" * (count != 1))
+        else:
+            server_log.info("stopping")
+        self.stop()
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd's watchdog that all is well, as long as some worker's event loop runs."""

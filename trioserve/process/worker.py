@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import trio
 
-from ..errors import AppLoadError, LifespanError, StartupError
-from ..logs import configure_logging, server_log
+from ..errors import AppLoadError, ConfigError, LifespanError, StartupError
+from ..logs import server_log
 from ..net.listeners import Listener
 from ..observer import Observer, Phase
 from ..server import Server, serve_observed
@@ -29,6 +29,7 @@ from .inspector_socket import offer
 from .job import Job, Order, PassedSocket, Report
 from .link import SupervisorLink
 from .loader import load_app
+from .log_setup import configure_logging
 from .pipes import open_shared
 from .signals import WorkerSignals, ignore_stops
 from .watchdog import Limit, Watchdog, beat_forever
@@ -225,7 +226,11 @@ def main() -> None:
         sys.exit(EXIT_DRAINED)
     sys.path[:] = job.path
     show_crashes()
-    configure_logging(job.config, colors_errors=job.colors)
+    try:
+        configure_logging(job.config, colors_errors=job.colors)
+    except ConfigError as error:  # the file was good when the supervisor read it
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no logging
+        sys.exit(EXIT_CANNOT_START)
     code = WorkerRun(job, link).run()
     ignore_stops()
     sys.exit(code)
