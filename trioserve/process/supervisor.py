@@ -59,6 +59,7 @@ class Supervisor:
         self._exit_code = EXIT_DRAINED
         self._stops = 0
         self._stop_is_due = trio.Event()  # after the drain_delay
+        self._delay = trio.CancelScope()
         self._has_announced = False
 
     async def run(self) -> int:
@@ -139,6 +140,7 @@ class Supervisor:
         """Begin to stop; the first exit code that is no success stays."""
         self._exit_code = self._exit_code or exit_code
         self._keeping.cancel()
+        self._delay.cancel()
 
     # Processes
 
@@ -195,9 +197,9 @@ class Supervisor:
             self.stop()
 
     async def _stop_later(self) -> None:
-        await self._stop_is_due.wait()
-        await trio.sleep(self.config.drain_delay)
-        if not self._keeping.cancel_called:
+        with self._delay:
+            await self._stop_is_due.wait()
+            await trio.sleep(self.config.drain_delay)
             self._stop()
 
     def _stop(self) -> None:
