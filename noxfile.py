@@ -27,7 +27,7 @@ IN_PROCESSES_OF_THEIR_OWN = (
 MANY_CASES = ("fuzz", "hostile_clients", "hostile_shutdown", "smuggling", "stress")
 OPERATIONS_NEED = (
     *("chromium", "curl", "haproxy", "nginx", "prometheus", "promtool"),
-    *("systemd-analyze", "systemd-socket-activate"),
+    *("ip", "systemd-analyze", "systemd-socket-activate", "unshare"),
 )
 AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
 VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
