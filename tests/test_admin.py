@@ -6,6 +6,7 @@ import logging
 import sys
 from contextlib import asynccontextmanager
 
+import h11
 import pytest
 import trio
 
@@ -61,10 +62,13 @@ async def admin(pages, bind="127.0.0.1:0", figures=no_figures, **options):
             nursery.cancel_scope.cancel()
 
 
-async def ask(connect, target, method="GET", **options):
+async def ask(connect, target, method="GET", headers=(), body=b""):
     client = await connect()
     try:
-        return await client.request(method, target, **options)
+        fields = [("Host", "localhost"), *headers, *([("Content-Length", str(len(body)))] if body else [])]
+        data = [h11.Data(data=body)] if body else []
+        await client.send(h11.Request(method=method, target=target, headers=fields), *data, h11.EndOfMessage())
+        return await client.answer()
     finally:
         await client.aclose()
 
@@ -119,6 +123,50 @@ async def test_what_is_not_there():
             for target in ("/metrics", "/livez"):
                 answer = await ask(connect, target, method)
                 assert (answer.status, answer.headers[b"allow"]) == (405, b"GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9100", 200),
+        ("localhost:9100", 200),
+        ("LOCALHOST", 200),
+        ("app.localhost:1", 200),
+        ("[::1]:9100", 200),
+        ("10.0.0.1", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example:9100", 421),
+        ("127.0.0.1.evil.example", 421),
+    ],
+)
+async def test_names_of_others(host, status):
+    """On a loopback address no page is for a browser that asks for a stranger's name, which he has pointed here."""
+    async with admin(health_pages(lambda: None)) as connect:
+        client = await connect()
+        await client.raw(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = await client.receive_rest()
+        await client.aclose()
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert answer.endswith(b"alive\n") is (status == 200)
+
+
+async def test_names_elsewhere():
+    """Whoever has opened the pages to others chooses their names; an old client needs none."""
+    async with admin(health_pages(lambda: None), "0.0.0.0:0") as connect:
+        client = await connect()
+        await client.raw(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert (await client.receive_rest()).endswith(b"alive\n")
+        await client.aclose()
+    app = Admin(Config(metrics_bind="127.0.0.1:0"), health_pages(lambda: None), no_figures)
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    for server in (("10.0.0.1", 9100), ("/run/metrics", None), None):
+        headers = [(b"host", b"metrics.example")]
+        await app._answer({"method": "GET", "path": "/livez", "server": server, "headers": headers}, None, send)
+    assert [message["status"] for message in sent if "status" in message] == [200, 200, 200]
 
 
 async def test_no_body_and_no_websocket():

@@ -302,7 +302,8 @@ def test_ready_when_it_serves(folder, workers):
 def test_stop_before_the_start(folder):
     """A stop during the start waits for no drain_delay: nobody was told that this is ready."""
     (folder / "main.py").write_text(WAITS)
-    with start(*SERVE, "--workers", "2", "--drain-delay", "60", cwd=folder) as program:
+    arguments = ("--workers", "2", "--drain-delay", "60", "--metrics-bind", "127.0.0.1:0")
+    with start(*SERVE, *arguments, cwd=folder) as program:
         program.wait_for("starting")
         program.signal(signal.SIGTERM)
         assert program.wait() == 0

@@ -264,6 +264,8 @@ async def test_a_wrong_option_is_refused(options, text, config):
         ({"watchdog": 1}, "watchdog"),
         ({"pid_file": "app.pid"}, "pid_file"),
         ({"log_config": "log.json"}, "log_config"),
+        ({"metrics_bind": "127.0.0.1:0"}, "metrics_bind"),
+        ({"drain_delay": 1}, "drain_delay"),
         ({"workers": 1}, None),
     ],
 )

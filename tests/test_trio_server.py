@@ -702,6 +702,8 @@ async def test_an_application_that_cannot_be_loaded(app):
         ({"reload": True}, "reload is for the command line"),
         ({"watchdog": 1.5}, "watchdog is for the command line"),
         ({"log_config": {"version": 1}}, "log_config is for the command line"),
+        ({"metrics_bind": "127.0.0.1:0"}, "metrics_bind is for the command line"),
+        ({"drain_delay": 1}, "drain_delay is for the command line"),
     ],
 )
 async def test_options_that_are_wrong(options, text):

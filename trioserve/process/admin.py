@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import platform
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -88,7 +90,9 @@ class Admin:
         method, path = scope["method"], scope["path"]
         page, is_metrics = self._pages.get(path), path == METRICS
         allowed = []
-        if page is None and not is_metrics:
+        if _is_rebound(scope):
+            answer = Answer(421, PLAIN, b"On this machine ask for an address or for localhost, not for another name\n")
+        elif page is None and not is_metrics:
             answer = Answer(404, PLAIN, "".join(f"{path}\n" for path in (METRICS, *self._pages)).encode())
         elif method not in ("GET", "HEAD"):
             answer = Answer(405, PLAIN, b"GET or HEAD\n")
@@ -114,6 +118,27 @@ class Admin:
     async def _show_metrics(self, scope: Scope) -> Answer:
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         return Answer(200, *self._render(self._own | await self._figures(), accept))
+
+
+def _is_rebound(scope: Scope) -> bool:
+    """Whether somebody on this machine asks a loopback address for another name than localhost.
+
+    That is what a browser does for a page of whoever owns the name, and has pointed it here in order to read ours.
+    """
+    server = scope["server"]
+    if server is None or not _is_address(server[0]) or not ipaddress.ip_address(server[0]).is_loopback:
+        return False
+    host = b"".join(value for name, value in scope["headers"] if name == b"host").decode("ascii", "replace")
+    name = re.sub(r":[0-9]*$", "", host).strip("[]").lower()
+    return not (name in ("", "localhost") or name.endswith(".localhost") or _is_address(name))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

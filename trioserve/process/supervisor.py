@@ -64,6 +64,7 @@ class Supervisor:
         self._exit_code = EXIT_DRAINED
         self._stops = 0
         self._stop_is_due = trio.Event()  # after the drain_delay
+        self._delay = trio.CancelScope()
         self._has_announced = False
         self.inspection = Inspection("supervisor", app, workers=self._describe_workers)
 
@@ -149,6 +150,7 @@ class Supervisor:
         self._exit_code = self._exit_code or exit_code
         self.inspection.phase = Phase.DRAINING
         self._keeping.cancel()
+        self._delay.cancel()
 
     # Processes
 
@@ -211,9 +213,9 @@ class Supervisor:
             self.stop()
 
     async def _stop_later(self) -> None:
-        await self._stop_is_due.wait()
-        await trio.sleep(self.config.drain_delay)
-        if not self._keeping.cancel_called:
+        with self._delay:
+            await self._stop_is_due.wait()
+            await trio.sleep(self.config.drain_delay)
             self._stop()
 
     def _stop(self) -> None:
