@@ -238,6 +238,8 @@ def test_wrong_names(name, end, tmp_path):
         ("main:app:x", "APP must be module:attribute, not 'main:app:x'; did you mean 'main:app'?"),
         ("main --port 1", "APP must be module:attribute, not 'main'; did you mean 'main:app'?"),
         ("inspct 12 --watch", "there is no command 'inspct'; did you mean 'trioserve inspect'?"),
+        ("main app", "APP is one word; did you mean 'main:app'?"),
+        ("main :app", "APP is one word; did you mean 'main:app'?"),
         ("run main:app", "there is no command 'run'; leave it out: trioserve main:app"),
         ("main:app --worker 2", "there is no option '--worker'; did you mean '--workers'?"),
         ("main:app --por=1", "there is no option '--por'; did you mean '--port'?"),
@@ -432,7 +434,17 @@ def test_a_whole_command_line_of_uvicorn():
 
 def test_variables_of_uvicorn(monkeypatch):
     """A variable that uvicorn reads and trioserve does not is told of, with ours; not one that is given."""
-    for name in ("PORT", "RELOAD_DIRS", "HEADERS", "APP", "LOOP", "SSL_CERT_REQS", "RESET_CONTEXTVARS", "ELSE", "HOST"):
+    for name in (
+        "PORT",
+        "RELOAD_DIRS",
+        "HEADERS",
+        "APP",
+        "LOOP",
+        "SSL_CERT_REQS",
+        "RESET_CONTEXTVARS",
+        "DEBUG",
+        "HOST",
+    ):
         monkeypatch.setenv(f"UVICORN_{name}", "1")
     monkeypatch.setenv("UVICORN_FD", "")
     monkeypatch.setenv("UVICORN", "1")
