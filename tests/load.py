@@ -15,7 +15,7 @@ import random
 import select
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,20 +261,30 @@ class Load:
 async def loaded(program: Program) -> AsyncIterator[Load]:
     """A load on all workers of a program, while the block runs.
 
-    The block begins when each worker has answered. At its end each client gets the answer to its last request, and
-    leaves; then the figures are printed, and all that was sent has been answered.
+    The block begins when each worker has answered.
     """
-    load = Load(program.address, CLIENTS)
+    async with loading(program.address, lambda: program.errors) as load:
+        await load.wait_for_workers(program.children())
+        yield load
+
+
+@asynccontextmanager
+async def loading(address: tuple[str, int], errors: Callable[[], str]) -> AsyncIterator[Load]:
+    """A load on this address, while the block runs; ``errors`` is what the servers have said.
+
+    At its end each client gets the answer to its last request, and leaves; then the figures are printed, and all that
+    was sent has been answered.
+    """
+    load = Load(address, CLIENTS)
     with trio.move_on_after(DEADLINE) as patience:
         async with trio.open_nursery() as nursery:
             for number in range(CLIENTS):
                 nursery.start_soon(Client(load, number).run)
-            await load.wait_for_workers(program.children())
             yield load
             await load.wait_answered(CLIENTS)
             load.is_ending = True
     print(load)
-    assert not patience.cancelled_caught, f"not done in {DEADLINE} s\n{program.errors}"
+    assert not patience.cancelled_caught, f"not done in {DEADLINE} s\n{errors()}"
     assert load.answered == load.sent
 
 

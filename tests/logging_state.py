@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from trioserve.logs import access_log, error_log, server_log
+from trioserve.logs import access_log, error_log, server_log, slow_log
 
 
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
     """All that a test does to logging is undone after it."""
-    loggers = [logging.getLogger(), server_log, error_log, access_log]
+    loggers = [logging.getLogger(), server_log, error_log, access_log, slow_log]
     kept = [(log, log.level, log.propagate, list(log.handlers), list(log.filters)) for log in loggers]
     factory = logging.getLogRecordFactory()
     yield

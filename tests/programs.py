@@ -336,13 +336,20 @@ _SETTINGS = (
 
 
 @contextmanager
-def start(*arguments: str, cwd: os.PathLike[str], **variables: str) -> Iterator[Program]:
-    """Start Python with these arguments; neither the program nor what it starts outlives the block."""
+def start(
+    *arguments: str,
+    cwd: os.PathLike[str],
+    executable: str = sys.executable,
+    pass_fds: Iterable[int] = (),
+    **variables: str,
+) -> Iterator[Program]:
+    """Start Python, or another program, with these arguments; neither it nor what it starts outlives the block."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
     with subprocess.Popen(
-        [sys.executable, *arguments],
+        [executable, *arguments],
         cwd=cwd,
         env={**inherited, **variables},
+        pass_fds=tuple(pass_fds),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

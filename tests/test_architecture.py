@@ -19,12 +19,12 @@ FLOORS = (
     # F0 words
     (
         *("errors", "types", "foreign_loop", "logs", "option_tables", "options", "bind", "trust", "option_texts"),
-        *("foreign_names", "config", "exchange", "transport"),
+        *("option_rules", "foreign_names", "transport", "exchange", "access_format", "config"),
     ),
     # F1 tools
     (
-        *("clock", "drain", "bell", "linger", "formatters", "metrics", "figures", "forwarded", "context", "observer"),
-        "activity",
+        *("clock", "drain", "bell", "linger", "formatters", "request_ids", "access_log", "metrics", "figures"),
+        *("forwarded", "whereabouts", "slow_requests", "context", "observer", "activity"),
     ),
     # F2 the application
     ("asgi.*",),

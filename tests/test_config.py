@@ -374,6 +374,8 @@ def _values(one: Option) -> st.SearchStrategy:
         "metrics_bind": st.sampled_from(["127.0.0.1:9100", "[::1]:0", "unix:/run/metrics.sock"]),
         "port": st.integers(0, 65535),
         "uds_permissions": st.integers(0, 0o777),
+        "access_log_format": st.sampled_from(["%(h)s", "%%", ""]),
+        "access_log_exclude": st.sampled_from(["/healthz", "*"]),
         "log_config": st.sampled_from(["log.json", "LOG.TOML"]) | st.dictionaries(st.text(), _tables()),
     }
     if one.name in checked:
@@ -399,6 +401,7 @@ PLAIN = st.fixed_dictionaries({}, optional={one.name: _values(one) for one in op
         values
         | ({"ssl_certfile": "c", "ssl_ca_certs": "a"} if any(name.startswith("ssl_") for name in values) else {})
         | ({"workers": 1} if values.get("reload") else {})
+        | ({"request_id": False} if "header" in values else {})
         | ({"log_format": "text"} if values.get("log_config") is not None else {})
         | ({"forwarded_allow_ips": ["*"]} if values.get("proxy_headers") or values.get("proxy_protocol") else {})
     )

@@ -3,7 +3,17 @@
 import dataclasses
 import logging
 
-from trioserve.logs import ExchangeRecord, Outcome, log_application_error, log_exchange
+import pytest
+
+from trioserve.logs import (
+    ExchangeRecord,
+    Outcome,
+    WebSocketRecord,
+    log_application_error,
+    log_exchange,
+    log_websocket,
+    server_log,
+)
 
 RECORD = ExchangeRecord("127.0.0.1:50312", "GET", "/x", "1.1", 200, 0, 13, 0.0012, 0.0009, Outcome.OK)
 
@@ -37,11 +47,35 @@ def test_no_control_character_reaches_the_line(caplog):
     assert line.startswith('a\\nb "GET /\\"\\x1b[2J\\r\\n\\xe4 HTTP/1.1" 200')
 
 
-def test_access_line_only_when_wanted(caplog):
-    """Nothing is made of an exchange that nobody logs."""
-    caplog.set_level(logging.WARNING, "trioserve.access")
-    log_exchange(RECORD)
-    assert not caplog.records
+def test_a_backslash_cannot_undo_the_escape_of_a_quote(caplog):
+    """A target with a backslash before its quote does not end the field either."""
+    caplog.set_level(logging.INFO, "trioserve.access")
+    log_exchange(dataclasses.replace(RECORD, target='/\\" 200'))
+    assert caplog.messages[0].startswith('127.0.0.1:50312 "GET /\\\\\\" 200 HTTP/1.1" 200 13')
+
+
+class Broken(logging.Handler):
+    """A handler of somebody who does not know that emit must not raise."""
+
+    def emit(self, record):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_handler_that_raises_ends_no_request(monkeypatch, capsys, caplog, shown):
+    """Its error is printed, as logging prints those of its own handlers, and goes no further."""
+    caplog.set_level(logging.INFO, "trioserve")
+    monkeypatch.setattr(logging, "raiseExceptions", shown)
+    handler = Broken()
+    server_log.addHandler(handler)
+    try:
+        log_exchange(RECORD)
+        log_exchange(RECORD, "a line")
+        log_websocket(WebSocketRecord("a", "/"))
+        log_application_error("it raised", None, "GET / HTTP/1.1")
+    finally:
+        server_log.removeHandler(handler)
+    assert capsys.readouterr().err.count("Traceback") == (4 if shown else 0)
 
 
 def test_application_error_is_one_record(caplog):

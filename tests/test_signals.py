@@ -136,6 +136,17 @@ def test_first_signal_while_serving(signals, phase):
     assert seconds_left(signals) == 1500
 
 
+@pytest.mark.parametrize(("phase", "seconds"), [(Phase.STARTING, 500), (Phase.SERVING, 4500), (Phase.DRAINING, 1500)])
+def test_first_signal_with_a_delay(phase, seconds):
+    """While it serves the first signal leaves the drain_delay as well; the second leaves the hard timeout."""
+    with StopSignals(CONFIG.replace(drain_delay=3000)) as signals:
+        signals.phase_changed(phase)
+        signal.raise_signal(signal.SIGTERM)
+        assert seconds_left(signals) == seconds
+        signal.raise_signal(signal.SIGTERM)
+        assert seconds_left(signals) == 500
+
+
 def test_first_signal_while_starting(signals):
     """A start is cancelled at once, so the first signal leaves the hard timeout."""
     signal.raise_signal(signal.SIGTERM)

@@ -13,14 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from .access_format import AccessFormat
 from .bind import Bind, DescriptorBind, TCPBind, UnixBind, parse_bind
 from .errors import ConfigError
 from .foreign_names import hint_at
+from .option_rules import check_together
 from .option_texts import (
     check_dotted_name,
     check_forwarded_header,
     check_log_config,
     check_metrics_bind,
+    check_path_pattern,
     check_root_path,
     parse_header,
 )
@@ -91,7 +94,11 @@ class Config:
         "auto", Group.APP, "Lifespan events: on requires them, auto does without if the application does not know them."
     )
     root_path: str = option(
-        "", Group.APP, "Path under which a proxy mounts the application.", metavar="PATH", check=check_root_path
+        "",
+        Group.APP,
+        "Path under which a proxy mounts the application.",
+        metavar="PATH",
+        check=check_root_path,
     )
     env_file: str | None = option(
         None, Group.APP, "Read environment variables from this file first (needs python-dotenv).", metavar="FILE"
@@ -232,6 +239,26 @@ class Config:
     )
     log_format: Literal["text", "json"] = option("text", Group.LOGS, "Lines for people or JSON lines.")
     access_log: bool = option(True, Group.LOGS, "One line per finished exchange, and one per closed WebSocket.")
+    access_log_format: str | None = option(
+        None,
+        Group.LOGS,
+        "The line of an exchange, such as '%(h)s %(t)s \"%(r)s\" %(s)s %(b)s'; default: ours.",
+        metavar="FORMAT",
+        check=AccessFormat,
+    )
+    access_log_exclude: tuple[str, ...] = option(
+        (),
+        Group.LOGS,
+        "Paths that have no line unless they fail, such as '/healthz' or '/static/*'. Repeatable.",
+        metavar="PATTERN",
+        check=check_path_pattern,
+    )
+    slow_request: float | None = option(
+        None, Group.LOGS, "Log where a request waits that runs for longer.", above=0, metavar="SECONDS"
+    )
+    request_id: bool = option(
+        False, Group.LOGS, "Give each request an id (X-Request-ID, from trusted proxies) that its log lines have."
+    )
     use_colors: bool | None = option(None, Group.LOGS, "Colour the log; default: on a terminal.")
 
     workers: int = option(1, Group.PROCESSES, "Processes that serve; $WEB_CONCURRENCY is the fall-back.", minimum=1)
@@ -282,32 +309,7 @@ class Config:
         for one in options():
             # A frozen dataclass is set through object; the checked form differs only in tuple for list, float for int.
             object.__setattr__(self, one.name, one.check(getattr(self, one.name)))
-        self._check_together()
-
-    def _check_together(self) -> None:
-        if not self.forwarded_allow_ips:
-            for name in ("proxy_headers", "proxy_protocol"):
-                if getattr(self, name):
-                    raise ConfigError(
-                        f"{name} needs forwarded_allow_ips: the proxies that may say who a client is, such as 127.0.0.1"
-                    )
-        if "forwarded" in self.forwarded_headers and len(set(self.forwarded_headers)) > 1:
-            raise ConfigError("forwarded_headers must be forwarded alone, or without it: which counts if both come?")
-        if self.ssl_certfile is None and self.ssl_context_factory is None:
-            for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
-                if getattr(self, name) is not None:
-                    raise ConfigError(f"{name} needs ssl_certfile")
-        if self.log_config is not None and self.log_format != "text":
-            raise ConfigError(
-                "log_format is for the handlers that log_config replaces; name trioserve.formatters.JSONFormatter there"
-            )
-        if self.reload and self.workers > 1:
-            raise ConfigError(f"reload runs one worker, so it cannot go with workers={self.workers}")
-        if self.ssl_cert_reqs != "none" and self.ssl_context_factory is None:
-            if self.ssl_certfile is None:
-                raise ConfigError("ssl_cert_reqs needs ssl_certfile")
-            if self.ssl_ca_certs is None:
-                raise ConfigError(f"ssl_cert_reqs={self.ssl_cert_reqs} needs ssl_ca_certs")
+        check_together(vars(self))
 
     @property
     def uses_tls(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import trio
@@ -134,9 +134,9 @@ class Connections:
         # A copy, made without running Python code, so that no other thread can change it in between.
         return dict(activity for connection in list(self._open) for activity in connection.activities(now))
 
-    def look(self) -> list[Callable[[], ConnectionActivity]]:
-        """The open connections, each of which tells what it does when called. For any thread."""
-        return [connection.look for connection in list(self._open)]
+    def look(self) -> Iterator[ConnectionActivity]:
+        """What each open connection does, one after the other. For any thread."""
+        return (connection.look() for connection in list(self._open))
 
     def states(self) -> dict[str, int]:
         """How many connections do what; "opening" is all before HTTP begins."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextvars
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Protocol
 
 import trio
 
+from .access_log import AccessLog
 from .clock import Clock
 from .config import Config
 from .drain import Drain, DrainKind
 from .exchange import Request
 from .figures import Measures
 from .forwarded import Forwarded
-from .logs import ExchangeRecord, WebSocketRecord, log_exchange, log_websocket
+from .logs import ExchangeRecord, WebSocketRecord
 from .metrics import Counters
 from .observer import Observer
+from .request_ids import give_id
+from .slow_requests import ActiveExchange, SlowRequests
 from .types import ASGIApp, Headers, State
 
 
@@ -45,18 +48,6 @@ class DefaultHeaders:
         return self.fields
 
 
-class ActiveExchange(Protocol):
-    """A request whose application runs."""
-
-    @property
-    def request(self) -> Request: ...
-
-    @property
-    def started(self) -> float:
-        """On Trio's clock."""
-        ...
-
-
 class ServerContext:
     """One server's shared things; lives from the end of its start-up to the end of its last connection."""
 
@@ -70,13 +61,21 @@ class ServerContext:
         self.counters = Counters()
         self.measures = None if config.metrics_bind is None else Measures()
         self.default_headers = DefaultHeaders(config)
-        self.forwarded = Forwarded.from_config(config)
+        self.admit = _choose_admission(config)
+        """What is done to every request before anything else; None: nothing."""
         self._max_requests = _choose_max_requests(config)
         # What nobody hears need not be told: of small requests that is a twentieth of all they cost.
-        self._tells_exchanges = observer.hears("exchange_began", "exchange_left")
+        self._tells_exchanges = config.slow_request is not None or observer.hears("exchange_began", "exchange_left")
         self._tells_records = observer.hears("exchange_ended", "websocket_closed")
+        self._access = AccessLog.from_config(config)
         self.wants_records = config.access_log or self._tells_records or self.measures is not None
-        self.active: dict[ActiveExchange, None] = {}
+        keeps_heads = self._access is not None and self._access.shows_response_fields
+        self.marks_heads = config.request_id or keeps_heads
+        """Response heads are kept, and get the request's id, if it has one."""
+        self.active: dict[ActiveExchange, trio.lowlevel.Task | None] = {}
+        """Each with the task that calls the application."""
+        limit = config.slow_request
+        self._slow = None if limit is None else SlowRequests(limit, self.clock, self.active)
         self.base = contextvars.copy_context()
 
     def reset_context_variables(self) -> None:
@@ -86,10 +85,12 @@ class ServerContext:
         """
         trio.lowlevel.current_task().context = self.base.copy()
 
-    def exchange_began(self, exchange: ActiveExchange) -> None:
-        self.active[exchange] = None
+    def exchange_began(self, exchange: ActiveExchange, task: trio.lowlevel.Task | None) -> None:
+        self.active[exchange] = task
         if self._tells_exchanges:
             self.observer.exchange_began(exchange.request)
+            if self._slow is not None:
+                self._slow.began(exchange)
         counters = self.counters
         counters.requests += 1
         counters.requests_total += 1
@@ -103,12 +104,13 @@ class ServerContext:
         if self._tells_exchanges:
             self.observer.exchange_left(exchange.request)
 
-    def exchange_ended(self, record: ExchangeRecord) -> None:
+    def exchange_ended(self, record: ExchangeRecord, request: Request, head: bytes) -> None:
+        """``head`` is the response head as it was sent if ``marks_heads``, else empty."""
         self.observer.exchange_ended(record)
         if self.measures is not None:
             self.measures.exchange_ended(record)
-        if self.config.access_log:
-            log_exchange(record)
+        if self._access is not None:
+            self._access.exchange_ended(record, request, head)
 
     def describe_waiting(self) -> str:
         """What a drain waits for, in words."""
@@ -133,8 +135,23 @@ class ServerContext:
             self.observer.websocket_closed(record)
             if self.measures is not None:
                 self.measures.websocket_closed(record)
-            if self.config.access_log:
-                log_websocket(record)
+            if self._access is not None:
+                self._access.websocket_closed(record)
+
+
+def _choose_admission(config: Config) -> Callable[[Request], None] | None:
+    forwarded = Forwarded.from_config(config)
+    if forwarded is None:
+        return give_id if config.request_id else None
+    apply = forwarded.apply
+    if not config.request_id:
+        return apply
+
+    def admit(request: Request) -> None:
+        give_id(request)  # first: it asks who the peer is
+        apply(request)
+
+    return admit
 
 
 def _choose_max_requests(config: Config) -> int | None:

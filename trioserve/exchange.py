@@ -63,6 +63,8 @@ class Request:
     endpoint: Endpoint
     protocol: Literal["websocket"] | None = None
     root_path: str | None = None
+    id: str | None = None
+    """None without the option request_id."""
 
     @property
     def line(self) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from .logs import ExchangeRecord, Outcome, WebSocketRecord
+from .logs import ExchangeRecord, Outcome, SlowRecord, WebSocketRecord, quotable
 from .types import PlainValues
 
 # CRITICAL is what ends the process: logged so because no log_level silences it, called "error" because it is one.
@@ -29,7 +29,23 @@ class TextFormatter(logging.Formatter):
         if self._use_colors:
             time = _paint(time, _COLOR_FAINT)
             label = _paint(label, _color_of(record))
-        return f"{time} {label}: {record.message}"
+        request_id = _request_id_of(record)
+        tag = "" if request_id is None else f"[{quotable(request_id)}] "
+        return f"{time} {label}: {tag}{record.message}"
+
+
+class AccessLineFormatter(TextFormatter):
+    """As TextFormatter, but of an exchange nothing but its line, which access_log_format has made."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        is_line = isinstance(getattr(record, "exchange", None), ExchangeRecord)
+        return record.message if is_line else super().formatMessage(record)
+
+
+def _request_id_of(record: logging.LogRecord) -> str | None:
+    # As a handler's filter, the process's record factory, or the application's own call has set it.
+    request_id = getattr(record, "request_id", None)
+    return None if request_id in (None, "-") else str(request_id)
 
 
 def _paint(text: str, color: str) -> str:
@@ -67,9 +83,12 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in ("exchange", "websocket"):
+        request_id = _request_id_of(record)
+        if request_id is not None:
+            values["request_id"] = request_id
+        for name in ("exchange", "websocket", "slow_request"):
             ended = getattr(record, name, None)
-            if isinstance(ended, ExchangeRecord | WebSocketRecord):
+            if isinstance(ended, ExchangeRecord | WebSocketRecord | SlowRecord):
                 values.update(ended.to_plain())
         request_line = getattr(record, "request_line", None)
         if request_line is not None:

@@ -1,20 +1,28 @@
 """What is logged.
 
-The library only emits, on the three loggers below; neither importing this module nor ``serve()`` configures anything.
+The library only emits, on the loggers below; neither importing this module nor ``serve()`` configures anything.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 
 from .foreign_loop import tell_of_asyncio
-from .types import PlainValues
+from .types import AnyValue, PlainValues
 
 server_log = logging.getLogger("trioserve")
 error_log = logging.getLogger("trioserve.error")
 access_log = logging.getLogger("trioserve.access")
+slow_log = logging.getLogger("trioserve.slow")
+
+current_request_id: ContextVar[str | None] = ContextVar("trioserve.request_id", default=None)
+"""The id of the request that the current context is of; None outside of requests, or without the option request_id."""
 
 
 class Outcome(StrEnum):
@@ -45,6 +53,7 @@ class ExchangeRecord:
     duration: float
     first_byte: float | None
     outcome: Outcome
+    request_id: str | None = None
 
     @property
     def request_line(self) -> str:
@@ -62,6 +71,7 @@ class ExchangeRecord:
             "duration": round(self.duration, 6),
             "first_byte": None if self.first_byte is None else round(self.first_byte, 6),
             "outcome": self.outcome.value,
+            **_id_as_plain(self.request_id),
         }
 
 
@@ -84,6 +94,7 @@ class WebSocketRecord:
     sent: int = 0
     duration: float = 0
     outcome: Outcome = Outcome.OK
+    request_id: str | None = None
 
     def to_plain(self) -> PlainValues:
         return {
@@ -97,7 +108,47 @@ class WebSocketRecord:
             "sent": self.sent,
             "duration": round(self.duration, 6),
             "outcome": self.outcome.value,
+            **_id_as_plain(self.request_id),
         }
+
+
+@dataclass(slots=True)
+class SlowRecord:
+    """What is told of a request that takes long, while it runs.
+
+    ``age`` is seconds from its head; ``status`` is None if no response was begun. ``place`` is where the application's
+    code is, "file:line in function", and ``waits_for`` what it waits for there; None if nobody can tell. ``more``: so
+    many others take long, too, and are not told of.
+    """
+
+    client: str
+    method: str
+    target: str
+    http_version: str
+    status: int | None
+    age: float
+    place: str | None
+    waits_for: str | None
+    more: int
+    request_id: str | None = None
+
+    def to_plain(self) -> PlainValues:
+        return {
+            "client": self.client,
+            "method": self.method,
+            "target": self.target,
+            "http_version": self.http_version,
+            "status": self.status,
+            "age": round(self.age, 6),
+            "place": self.place,
+            "waits_for": self.waits_for,
+            "more": self.more,
+            **_id_as_plain(self.request_id),
+        }
+
+
+def _id_as_plain(request_id: str | None) -> PlainValues:
+    return {} if request_id is None else {"request_id": request_id}
 
 
 def _printable(text: str) -> str:
@@ -108,15 +159,26 @@ def _printable(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def log_exchange(record: ExchangeRecord) -> None:
-    """Write the access line of an exchange that has ended; the record travels along as ``exchange``."""
-    if not access_log.isEnabledFor(logging.INFO):
+def quotable(text: str) -> str:
+    """As it may stand in a line between quotes: clients do send quotes, and one would end the field for its reader."""
+    if '"' in text or "\\" in text or not text.isascii() or not text.isprintable():
+        return text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return text
+
+
+def log_exchange(record: ExchangeRecord, line: str | None = None) -> None:
+    """Write the access line of an exchange that has ended: this one, or ours. The record travels along as
+    ``exchange``.
+    """
+    if line is not None:
+        contain(record.request_id, access_log.info, "%s", line, extra={"exchange": record})
         return
-    access_log.info(
+    contain(
+        record.request_id,
+        access_log.info,
         '%s "%s" %s %d bytes %.1f ms first byte %s %s',
         _printable(record.client),
-        # Clients do send quotes in targets; unescaped, one would end the field for whoever reads the line.
-        record.request_line.replace('"', '\\"'),
+        quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
         "-" if record.status is None else record.status,
         record.sent,
         record.duration * 1000,
@@ -128,12 +190,12 @@ def log_exchange(record: ExchangeRecord) -> None:
 
 def log_websocket(record: WebSocketRecord) -> None:
     """Write the access line of a WebSocket that has closed; the record travels along as ``websocket``."""
-    if not access_log.isEnabledFor(logging.INFO):
-        return
-    access_log.info(
+    contain(
+        record.request_id,
+        access_log.info,
         '%s "WebSocket %s" closed %d after %.1f s received %d messages %d bytes sent %d messages %d bytes %s',
         _printable(record.client),
-        _printable(record.target).replace('"', '\\"'),
+        quotable(record.target),
         record.code,
         record.duration,
         record.received_messages,
@@ -145,8 +207,41 @@ def log_websocket(record: WebSocketRecord) -> None:
     )
 
 
+def log_slow(record: SlowRecord) -> None:
+    """Write the line of a request that takes long; the record travels along as ``slow_request``."""
+    contain(
+        record.request_id,
+        slow_log.warning,
+        '%s "%s" has run for %.1f s, %s: %s waits for %s%s',
+        _printable(record.client),
+        quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
+        record.age,
+        "no response yet" if record.status is None else "response begun",
+        record.place or "no code of the application",
+        record.waits_for or "what nobody can tell",
+        f"; and {record.more} more" if record.more else "",
+        extra={"slow_request": record},
+    )
+
+
 def log_application_error(message: str, error: BaseException | None, request_line: str) -> None:
     """Write one record with the error's trace and the request it belongs to."""
-    request_line = _printable(request_line)
-    error_log.error("%s: %s", message, request_line, exc_info=error, extra={"request_line": request_line})
+    line = _printable(request_line)
+    contain(None, error_log.error, "%s: %s", message, line, exc_info=error, extra={"request_line": line})
     tell_of_asyncio(error)
+
+
+def contain(request_id: str | None, write: Callable[..., None], *arguments: object, **keywords: AnyValue) -> None:
+    """Write a record of a request, whoever may be the one that runs now; None: of the one that does.
+
+    What a handler or a filter raises is shown, and ends no request.
+    """
+    before = current_request_id.set(request_id) if request_id is not None else None
+    try:
+        write(*arguments, **keywords)
+    except Exception:  # noqa: BLE001 - foreign code; logging catches only what its own handlers raise
+        if logging.raiseExceptions and sys.stderr is not None:
+            traceback.print_exc()
+    finally:
+        if before is not None:
+            current_request_id.reset(before)

@@ -33,6 +33,11 @@ def check_log_config(text: str) -> None:
         raise ConfigError(f"log_config must be a table, or a file of JSON or TOML (.json, .toml), not {text!r}")
 
 
+def check_path_pattern(text: str) -> None:
+    if not text.startswith(("/", "*")):
+        raise ConfigError(f"access_log_exclude must begin with / or *, as a path does, not {text!r}")
+
+
 def check_root_path(text: str) -> None:
     if text and not text.startswith("/"):
         raise ConfigError(f"root_path must begin with a slash, or be empty, not {text!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import trio
@@ -110,8 +110,8 @@ class Server:
         """
         return self._shared.activities()
 
-    def look(self) -> list[Callable[[], ConnectionActivity]]:
-        """The open connections, each of which tells what it does when called. For any thread."""
+    def look(self) -> Iterator[ConnectionActivity]:
+        """What each open connection does, one after the other. For any thread."""
         return self._shared.look()
 
     def note_loop_lag(self, seconds: float) -> None:

@@ -6,10 +6,11 @@ of one moment: what moves can be missed or told twice.
 
 from __future__ import annotations
 
+import heapq
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -86,28 +87,35 @@ class Request:
 class Snapshot:
     """Takes one. ``connections`` and ``tasks`` give plain values; ask for the connections first."""
 
-    def __init__(self, scene: Scene, request: Request, looks: Iterable[Callable[[], ConnectionActivity]]) -> None:
+    def __init__(self, scene: Scene, request: Request, connections: Iterable[ConnectionActivity]) -> None:
         self._scene = scene
         self._request = request
         self._pace = Pace()
         self._left = TASK_LIMIT
-        self._open = [self._look(one) for one in looks]
+        self._states: Counter[str] = Counter()
+        self._listeners: Counter[str] = Counter()
         # What serves a connection hangs below that, and nowhere else.
-        self._apart = {_root_of(one.task) for one in self._open if one.task is not None}
+        self._apart: set[trio.lowlevel.Task] = set()
+        # One by one: to keep what there is to tell of ten thousand calls for the garbage collector, which keeps all
+        # others waiting for half a second.
+        self._shown = heapq.nsmallest(request.limit, self._count(connections), key=lambda one: one.rank)
 
-    def _look(self, look: Callable[[], ConnectionActivity]) -> ConnectionActivity:
-        self._pace()
-        return look()
+    def _count(self, connections: Iterable[ConnectionActivity]) -> Iterator[ConnectionActivity]:
+        for one in connections:
+            self._pace()
+            self._states[one.state.value] += 1
+            self._listeners[one.listener] += 1
+            if one.task is not None:
+                self._apart.add(_root_of(one.task))
+            yield one
 
     def connections(self) -> PlainValues:
         """How many are open, by what they do, and those that matter most, with their tasks."""
-        states = Counter(one.state.value for one in self._open)
-        shown = sorted(self._open, key=lambda one: one.rank)[: self._request.limit]
         return {
-            "open": len(self._open),
-            "by_state": dict(sorted(states.items())),
-            "by_listener": dict(Counter(one.listener for one in self._open)),
-            "shown": [self._describe(one) for one in shown],
+            "open": self._states.total(),
+            "by_state": dict(sorted(self._states.items())),
+            "by_listener": dict(self._listeners),
+            "shown": [self._describe(one) for one in self._shown],
         }
 
     def _describe(self, one: ConnectionActivity) -> PlainValues:

@@ -44,7 +44,7 @@ def nginx(folder: Path, port: int, server: str) -> Iterator[None]:
         "map $http_upgrade $connection_upgrade { default upgrade; '' close; }\n"
         f"server {{ listen 127.0.0.1:{port}; {server} }} }}\n"
     )
-    with _running("nginx", "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf"), port=port):
+    with running("nginx", "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf"), port=port):
         yield
 
 
@@ -53,12 +53,13 @@ def haproxy(folder: Path, port: int, text: str) -> Iterator[None]:
     """HAProxy, with this as its configuration after the time-outs."""
     defaults = "defaults\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n"
     (folder / "haproxy.cfg").write_text(defaults + text)
-    with _running("haproxy", "-db", "-f", str(folder / "haproxy.cfg"), port=port):
+    with running("haproxy", "-db", "-f", str(folder / "haproxy.cfg"), port=port):
         yield
 
 
 @contextmanager
-def _running(name: str, *arguments: str, port: int) -> Iterator[None]:
+def running(name: str, *arguments: str, port: int) -> Iterator[None]:
+    """A proxy, from when it listens there."""
     program = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], SBIN]))
     assert program is not None, f"{name} is not installed"
     with subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL) as process:

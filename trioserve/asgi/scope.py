@@ -35,6 +35,9 @@ def build_http_scope(exchange: Exchange, state: State, root_path: str, debug: bo
     tls = endpoint.tls()
     if tls is not None:
         extensions["tls"] = tls
+    state = state.copy()
+    if request.id is not None:
+        state["request_id"] = request.id
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
@@ -48,7 +51,7 @@ def build_http_scope(exchange: Exchange, state: State, root_path: str, debug: bo
         "headers": request.headers,
         "client": endpoint.client,
         "server": endpoint.server,
-        "state": state.copy(),
+        "state": state,
         "extensions": extensions,
     }
 

@@ -176,7 +176,7 @@ class WebSocketCall:
             channel,
             Frames(extensions, left_over, config.ws_max_size),
             self._server,
-            record=WebSocketRecord(request.endpoint.client_name, request.target.decode("ascii")),
+            record=WebSocketRecord(request.endpoint.client_name, request.target.decode("ascii"), request_id=request.id),
             bell=self._bell,
             client_left=self._start_grace,
         )

@@ -100,6 +100,7 @@ class Admin:
         fields = [
             *allowed,
             (b"content-type", answer.content_type.encode("latin-1")),
+            (b"content-length", b"%d" % len(answer.body)),  # which a HEAD gets, too
             (b"cache-control", b"no-store"),
             # Nothing here is for pages of others: it is not guessed at, not embedded and not framed.
             (b"x-content-type-options", b"nosniff"),

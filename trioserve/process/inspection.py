@@ -115,7 +115,7 @@ class Inspection:
         stacks = take_stacks()
         running = loop.calls(stacks)
         scene = Scene(root, loop.now(), loop.births, self._package, running)
-        snapshot = Snapshot(scene, request, [] if server is None else server.look())
+        snapshot = Snapshot(scene, request, () if server is None else server.look())
         values: PlainValues = {"loop": self._describe_loop(root, seconds, running)}
         if server is not None:
             connections = snapshot.connections()

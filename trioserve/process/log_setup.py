@@ -9,8 +9,9 @@ import sys
 from typing import TextIO
 
 from ..config import Config
-from ..formatters import JSONFormatter, TextFormatter
+from ..formatters import AccessLineFormatter, JSONFormatter, TextFormatter
 from ..logs import access_log, server_log
+from ..request_ids import tag_records
 from .log_config import apply_log_config
 
 
@@ -24,7 +25,8 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
         if config.log_format == "json":
             self.setFormatter(JSONFormatter())
         else:
-            self.setFormatter(TextFormatter(use_colors=use_colors))
+            formatter = TextFormatter if config.access_log_format is None else AccessLineFormatter
+            self.setFormatter(formatter(use_colors=use_colors))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         """Fall silent once the stream is gone (``trioserve ... | head``); logging's own prints a trace per line."""
@@ -78,6 +80,8 @@ def configure_logging(config: Config, *, colors_errors: bool | None = None) -> N
             server_log.removeHandler(handler)
     server_log.setLevel(config.log_level.upper())
     access_log.setLevel(logging.NOTSET if config.access_log else logging.CRITICAL + 1)
+    if config.request_id:
+        tag_records()
     if config.log_config is not None:
         server_log.propagate = True
         apply_log_config(config.log_config)

@@ -191,8 +191,8 @@ class HTTP11Connection:
     async def _refuse_head(self, error: ProtocolError) -> None:
         self._reads_since = None
         client = "a client" if self._endpoint.client is None else self._endpoint.client_name
-        server_log.info("refused a request from %s: %s", client, error.reason)
         exchange = self._make_exchange(Request("-", b"-", [], "1.1", self._endpoint))
+        server_log.info("refused a request from %s: %s", client, error.reason)
         await exchange.refuse(error.status, error.reason, why=error.why)
         await linger(self._transport)
 
@@ -216,6 +216,8 @@ class HTTP11Connection:
     # The exchange
 
     def _make_exchange(self, request: Request) -> HTTP11Exchange:
+        if self._server.admit is not None:
+            self._server.admit(request)
         return HTTP11Exchange(request, self._transport, self._codec, self._server, self._exchange_ended)
 
     def _begin_exchange(self, head: Head) -> HTTP11Exchange:
@@ -223,10 +225,8 @@ class HTTP11Connection:
         request = Request(head.method, head.target, head.headers.copy(), head.http_version, self._endpoint)
         if head.has_upgrade and config.ws == "on" and wants_websocket(head):
             request.protocol = "websocket"
-        if server.forwarded is not None:
-            server.forwarded.apply(request)
         exchange = self._exchange = self._make_exchange(request)
-        server.exchange_began(exchange)
+        server.exchange_began(exchange, self._task)
         self._served += 1
         if self._served == config.limit_requests_per_connection:
             exchange.must_close = True

@@ -12,6 +12,7 @@ from ..context import ServerContext
 from ..errors import ClientDisconnected, ProtocolError, Refusal, WriteTimeout
 from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
+from ..request_ids import FIELD
 from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
 from ..types import Headers, PlainValues
 from .codec import CONTINUE, Codec
@@ -45,6 +46,8 @@ class HTTP11Exchange:
     """Set by who knows better than "ok" or "error"."""
     first_byte: float | None = None
     received = 0
+    sent_head = b""
+    """The response head as it was sent, where heads are marked."""
     _waited = 0.0  # for the body, in seconds, and what came in that time, in bytes
     _waited_for = 0
     _uncancelled = 0
@@ -210,13 +213,26 @@ class HTTP11Exchange:
         # send it.
         says_close = self.must_close or server.drain.kind is not None or codec.wants_continue
         self._head = codec.response_head(response, server.default_headers.current(), says_close)
+        if server.marks_heads:
+            self._head = self._mark(self._head, response.headers)
         self.status = response.status
+
+    def _mark(self, head: bytes, fields: Headers) -> bytes:
+        """Add the request's id to a head with these fields, unless it is there, and keep it for the access line."""
+        request_id = self.request.id
+        if request_id is not None and not any(name.lower() == FIELD for name, _ in fields):
+            # Here, and not among the defaults: heads that are the same but for this are made only once.
+            head = b"%b%b: %b\r\n\r\n" % (head[:-2], FIELD, request_id.encode("ascii"))
+        self.sent_head = head
+        return head
 
     async def switch_protocols(self, headers: Headers) -> tuple[Channel, bytes]:
         self._raise_if_gone()
         names = {name.lower() for name, _ in headers}
         defaults = [field for field in self._server.default_headers.current() if field[0] not in names]
         head, left_over = self._codec.switch([*self.upgrade, *headers, *defaults])
+        if self._server.marks_heads:
+            head = self._mark(head, headers)
         self.status = 101
         self.must_close = True  # whatever becomes of it, there is no way back to HTTP
         if self._server.wants_records:
@@ -343,7 +359,7 @@ class HTTP11Exchange:
         """Say what became of it, once."""
         if not self._is_reported:
             self._is_reported = True
-            self._server.exchange_ended(self._record())
+            self._server.exchange_ended(self._record(), self.request, self.sent_head)
 
     def _record(self) -> ExchangeRecord:
         request = self.request
@@ -364,6 +380,7 @@ class HTTP11Exchange:
             duration=trio.current_time() - self.started,
             first_byte=None if self.first_byte is None else self.first_byte - self.started,
             outcome=outcome,
+            request_id=request.id,
         )
 
 

@@ -1,0 +1,403 @@
+"""Metrics, health and drain_delay of whole programs: one process, several workers, and --reload."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from itertools import pairwise
+
+import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from .programs import PATIENCE, WORKER_APP, finish, start, wait_until
+from .test_reload import Certificates
+from .test_single import Notices
+
+pytestmark = [
+    pytest.mark.timeout(100),
+    pytest.mark.skipif(sys.platform == "win32", reason="the programs are driven by POSIX signals"),
+]
+
+SERVE = ("-m", "trioserve", "main:app", "--port", "0", "--no-access-log")
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+MODES = pytest.mark.parametrize("workers", [1, 2])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "main.py").write_text(WORKER_APP)
+    return tmp_path
+
+
+@pytest.fixture
+def notices():
+    # pytest's own folders have names too long for a unix socket on macOS.
+    with tempfile.TemporaryDirectory(prefix="ts") as short:
+        made = Notices(short)
+        with contextlib.closing(made.manager.socket):
+            yield made
+
+
+class Pages:
+    """The pages of a program."""
+
+    def __init__(self, program):
+        self.program = program
+
+    def ask(self, path, accept=OPENMETRICS):
+        """Status and text of an answer."""
+        where = self.program.wait_for(r"health and metrics on http://([\d.]+):(\d+)")
+        client = http.client.HTTPConnection(where[1], int(where[2]), timeout=PATIENCE)
+        with contextlib.closing(client):
+            client.request("GET", path, headers={"Accept": accept, "Connection": "close"})
+            response = client.getresponse()
+            return response.status, response.read().decode()
+
+    def figures(self):
+        """Every sample, by its name and its labels in the order of their names."""
+        status, text = self.ask("/metrics")
+        assert status == 200
+        families = openmetrics.text_string_to_metric_families(text)
+        return {
+            (sample.name.removeprefix("trioserve_"), *(value for _, value in sorted(sample.labels.items()))): (
+                sample.value
+            )
+            for family in families
+            for sample in family.samples
+        }
+
+    def wait_for(self, *lines):
+        """Wait until the older text has these lines, such as 'workers{state="serving"} 2'."""
+        wanted = {f"trioserve_{line}.0" for line in lines}
+        wait_until(lambda: wanted <= set(self.ask("/metrics", "text/plain")[1].splitlines()), f"{lines}")
+
+
+SERVING, LEAVING = 'workers{{state="serving"}} {}'.format, 'workers{{state="leaving"}} {}'.format
+RESTARTS = 'worker_restarts_total{{reason="{}"}} {}'.format
+
+
+@contextlib.contextmanager
+def serving(folder, *arguments, **variables):
+    """The application and its pages, from when it serves; it is stopped at the end if it has not been."""
+    with start(*SERVE, "--metrics-bind", "127.0.0.1:0", *arguments, cwd=folder, **variables) as program:
+        program.wait_for("Ctrl-C stops")
+        yield program, Pages(program)
+        if program.process.poll() is None:
+            program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        assert program.left_over() == []
+
+
+def has_fallen(key, before, after):
+    """Whether what only ever counts up has come down."""
+    return re.search("_(total|count|sum|bucket)$", key[0]) is not None and after.get(key, -1) < before[key]
+
+
+def count_requests(figures):
+    return sum(value for key, value in figures.items() if key[0] == "requests_total")
+
+
+# What is shown
+
+
+@MODES
+def test_metrics(folder, workers):
+    """Every request is counted where it was served and shown where it is asked for, in both formats."""
+    with serving(folder, "--workers", str(workers)) as (program, pages):
+        program.wait_for_answers(workers)
+        client = program.open()
+        with contextlib.closing(client):
+            client.request("BREW", "/")
+            assert client.getresponse().status == 501
+        before = count_requests(pages.figures())
+        for _ in range(10):
+            program.ask()
+        figures = pages.figures()
+        assert count_requests(figures) == before + 10
+        assert figures["requests_total", "other", "error", "5xx"] == 1
+        assert figures["rejected_total", "unsupported", "501"] == 1
+        assert figures["request_duration_seconds_count",] == before + 10
+        assert figures["workers", "serving"] == workers
+        assert figures["tasks",] > workers
+        wait_until(lambda: ("event_loop_lag_seconds",) in pages.figures(), "a beat")
+        with program.hold():
+            assert pages.figures()["connections_open", "active"] == 1
+            assert pages.figures()["requests_active",] == 1
+        status, text = pages.ask("/metrics", "text/plain")
+        assert status == 200
+        names = {family.name for family in text_string_to_metric_families(text)}
+        assert names >= {"trioserve_requests", "trioserve_workers", "trioserve_build_info"}
+    assert "Traceback" not in program.errors
+
+
+def test_sums_never_fall(folder):
+    """Two workers under load, of which one is killed: no sum is ever less than before, and none is lost."""
+    with serving(folder, "--workers", "2") as (program, pages):
+        first = program.wait_for_answers(2)
+        done, watched, asked = threading.Event(), [], [count_requests(pages.figures())]
+
+        def watch():
+            while not done.wait(0.02):
+                watched.append(pages.figures())
+
+        def load():
+            for _ in range(30):
+                program.ask()
+                with counting:
+                    asked[0] += 1
+
+        counting = threading.Lock()
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for victim in (first.pop(), None):
+            loads = [threading.Thread(target=load) for _ in range(4)]
+            for one in loads:
+                one.start()
+            for one in loads:
+                one.join(PATIENCE)
+            assert count_requests(pages.figures()) == asked[0]
+            if victim is not None:
+                os.kill(victim, signal.SIGKILL)
+                pages.wait_for(SERVING(2), RESTARTS("killed", 1))
+        done.set()
+        watcher.join(PATIENCE)
+        assert [key for before, after in pairwise(watched) for key in before if has_fallen(key, before, after)] == []
+        assert asked[0] > 200
+
+
+@pytest.mark.parametrize("way", ["stopped", "blocked"])
+def test_a_worker_that_does_not_answer(folder, way):
+    """A worker that is stopped, or blocked, keeps nobody from the figures: what it has told last counts."""
+    options = ("--workers", "2", "--timeout-worker-healthcheck", "60")
+    with start(*SERVE, "--metrics-bind", "127.0.0.1:0", *options, cwd=folder) as program:
+        pages = Pages(program)
+        victim, _ = program.wait_for_answers(2)
+        known = count_requests(pages.figures())
+        if way == "stopped":
+            os.kill(victim, signal.SIGSTOP)
+        else:
+            client = program.open()
+            client.request("GET", "/block")
+            victim = int(program.wait_for(r"blocks (\d+)")[1])
+            client.close()
+        for _ in range(2):  # what the first question has left behind is none of the second's
+            figures = pages.figures()
+            assert count_requests(figures) == known
+            assert figures["workers", "serving"] == 2
+        assert pages.ask("/readyz")[0] == pages.ask("/livez")[0] == 200
+        if way == "stopped":
+            os.kill(victim, signal.SIGCONT)
+            program.wait_for_answers(2)
+            assert count_requests(pages.figures()) > known
+        else:
+            os.kill(victim, signal.SIGKILL)
+            pages.wait_for(RESTARTS("killed", 1), SERVING(2))
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+
+
+def test_restarts_by_reason(folder):
+    """A worker that dies, is asked to go, is rolled or does not start counts for that."""
+    (folder / "main.py").write_text(WORKER_APP + BREAKABLE)
+    with serving(folder, "--workers", "2") as (program, pages):
+        workers = program.wait_for_answers(2)
+        os.kill(workers.pop(), signal.SIGTERM)
+        pages.wait_for(RESTARTS("retired", 1), SERVING(2), LEAVING(0))
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            program.ask("/die")
+        pages.wait_for(RESTARTS("crashed", 1), SERVING(2))
+        program.signal(signal.SIGHUP)
+        pages.wait_for(RESTARTS("rolled", 2), SERVING(2), LEAVING(0))
+        (folder / "broken").touch()
+        os.kill(program.ask(), signal.SIGKILL)
+        wait_until(lambda: pages.figures()["worker_restarts_total", "failed_start"] >= 1, "a start that fails")
+        (folder / "broken").unlink()
+        pages.wait_for(SERVING(2))
+
+
+BREAKABLE = """
+if os.path.exists("broken"):
+    raise SystemExit("broken")
+"""
+
+
+def test_failed_handshakes(folder):
+    """A TLS handshake that fails is counted with its listener and its reason, as is one that does not."""
+    certificates = Certificates(folder)
+    with serving(folder, "--workers", "2", "--ssl-certfile", "both.pem") as (program, pages):
+        listener = "{}:{}".format(*program.address)
+        assert certificates.ask(program).status == 200
+        plain = program.open()
+        with contextlib.closing(plain):
+            plain.request("GET", "/")
+            assert plain.getresponse().status == 400
+        figures = pages.figures()
+        assert figures["tls_handshakes_total", listener] == 1
+        assert figures["tls_handshake_failures_total", listener, "http request"] == 1
+
+
+def test_reload(folder):
+    """Under --reload there are figures as well; what was counted stays when a worker is replaced, or ends by itself."""
+    with serving(folder, "--reload", "--reload-delay", "0.05", "--limit-max-requests", "3") as (program, pages):
+        program.ask()
+        assert count_requests(pages.figures()) == 1
+        assert pages.figures()["workers", "serving"] == 1
+        (folder / "main.py").write_text(WORKER_APP + "# changed\n")
+        pages.wait_for(RESTARTS("rolled", 1), SERVING(1))
+        for _ in range(3):
+            program.ask()
+        pages.wait_for(RESTARTS("limit_max_requests", 1), SERVING(1))
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            program.ask("/die")
+        program.wait_for("waiting for a change")
+        figures = pages.figures()
+        assert figures["worker_restarts_total", "crashed"] == 1
+        assert figures["workers", "serving"] == 0
+        assert count_requests(figures) == 4
+        assert figures["event_loop_late_seconds_total",] >= 0
+        assert pages.ask("/readyz") == (503, "no worker serves\n")
+
+
+# Health
+
+
+WAITS = WORKER_APP.replace("        await receive()\n", "        await receive()\n        await wait()\n", 1) + (
+    '\nasync def wait():\n    print("starting", flush=True)\n'
+    '    while not os.path.exists("go"):\n        await trio.sleep(0.005)\n'
+)
+
+
+@MODES
+def test_ready_when_it_serves(folder, workers):
+    """The process lives from the start, and is ready once the application has started."""
+    (folder / "main.py").write_text(WAITS)
+    arguments = ("--metrics-bind", "127.0.0.1:0", "--workers", str(workers))
+    with start(*SERVE, *arguments, cwd=folder) as program:
+        pages = Pages(program)
+        program.wait_for("starting")
+        assert pages.ask("/livez") == (200, "alive\n")
+        assert pages.ask("/readyz") == (503, "starting\n")
+        assert pages.figures()["workers", "starting"] == 1
+        (folder / "go").touch()
+        program.wait_for("Ctrl-C stops")
+        assert pages.ask("/readyz") == (200, "ready\n")
+        with program.hold() as held:
+            program.signal(signal.SIGTERM)
+            program.wait_for("info: stopping")
+            assert pages.ask("/readyz") == (503, "draining\n")
+            assert pages.ask("/livez")[0] == 200
+            assert pages.figures()["workers", "leaving"] >= 1
+            held.release()
+        assert program.wait() == 0
+
+
+def test_stop_before_the_start(folder):
+    """A stop during the start waits for no drain_delay: nobody was told that this is ready."""
+    (folder / "main.py").write_text(WAITS)
+    with start(*SERVE, "--workers", "2", "--drain-delay", "60", cwd=folder) as program:
+        program.wait_for("starting")
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+    assert "serving on" not in program.errors
+
+
+# The drain_delay
+
+SERVES_ON = "info: not ready any more; serving on for {} s, then stopping; Ctrl-C again cuts both\n"
+
+
+@MODES
+def test_drain_delay(folder, notices, workers):
+    """After the stop signal /readyz says no, and all else goes on for the delay; then the ordinary stop."""
+    arguments = ("--workers", str(workers), "--drain-delay", "1.5")
+    with serving(folder, *arguments, **notices.variables) as (program, pages):
+        program.wait_for_answers(workers)
+        kept = program.open()
+        kept.request("GET", "/")
+        kept.getresponse().read()
+        notices.wait_for("READY=1")
+        program.signal(signal.SIGTERM)
+        program.wait_for(SERVES_ON.format("1\\.5"))
+        assert pages.ask("/readyz") == (503, "draining\n")
+        notices.wait_for("STOPPING=1\nSTATUS=serving on for 1.5 s")
+        program.ask()
+        kept.request("GET", "/")
+        response = kept.getresponse()
+        assert response.getheader("connection") is None
+        response.read()
+        kept.close()
+        program.signal(signal.SIGHUP)
+        program.wait_for("info: stopping")
+        assert program.wait() == 0
+    assert re.search(r"serving on for 1\.5 s(.*\n)+.* info: stopping(.*\n)+.* info: stopped", program.errors)
+    assert "READY=1" not in notices.states[notices.states.index("STOPPING=1") :]
+
+
+@MODES
+def test_second_signal_cuts_the_delay(folder, notices, workers):
+    """Until the delay is over a worker that dies is replaced; a second signal cancels at once what runs."""
+    arguments = ("--workers", str(workers), "--drain-delay", "60")
+    with serving(folder, *arguments, **notices.variables) as (program, pages):
+        program.wait_for_answers(workers)
+        notices.wait_for("READY=1")
+        program.signal(signal.SIGTERM)
+        program.wait_for(SERVES_ON.format(60))
+        if workers > 1:
+            os.kill(program.ask(), signal.SIGKILL)
+            pages.wait_for(RESTARTS("killed", 1), SERVING(2))
+        with program.hold() as held:
+            program.signal(signal.SIGTERM)
+            program.wait_for(f"cleaned up {held.worker}")
+            with pytest.raises((http.client.IncompleteRead, OSError)):
+                held.release()
+        assert program.wait() == 0
+    assert "info: stopping" not in program.errors
+    assert "READY=1" not in notices.states[notices.states.index("STOPPING=1") :]
+
+
+def test_server_that_ends_by_itself_has_no_delay(folder):
+    """One that has served enough is draining already: a signal then begins no delay."""
+    with serving(folder, "--limit-max-requests", "1", "--drain-delay", "60") as (program, pages):
+        with socket.create_connection(program.address, PATIENCE) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
+            wait_until(lambda: pages.ask("/readyz") == (503, "draining\n"), "the drain")
+            program.signal(signal.SIGTERM)
+            program.wait_for("info: stopping: waiting for 1 request")
+            client.sendall(b"x")
+            received = b""
+            while data := client.recv(65536):
+                received += data
+        assert b"ended" in received
+        assert program.wait() == 0
+    assert "serving on" not in program.errors
+
+
+# What goes wrong
+
+
+def test_without_the_library(folder):
+    """One line that says what to install, and the exit code of wrong usage."""
+    (folder / "prometheus_client.py").write_text("raise ImportError\n")
+    program = finish(*SERVE, "--metrics-bind", "127.0.0.1:0", cwd=folder)
+    assert program.process.returncode == 2
+    (line,) = program.errors.splitlines()
+    assert line.endswith("error: metrics_bind needs prometheus-client: pip install 'trioserve[metrics]'")
+
+
+@MODES
+def test_an_address_that_is_taken(folder, workers):
+    """One line, and the exit code of what cannot start."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "{}:{}".format(*taken.getsockname())
+        program = finish(*SERVE, "--workers", str(workers), "--metrics-bind", address, cwd=folder)
+    assert program.process.returncode == 3
+    (line,) = program.errors.splitlines()
+    assert line.endswith(f"error: cannot listen on {address}: address already in use")
