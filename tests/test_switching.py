@@ -23,7 +23,6 @@ from trioserve.switching import find_foreign_variables, translate
 from .test_readme_examples import README, below
 
 NOWHERE = "\N{EN DASH}"
-COMING = {"--access-log-format", "access_log_format"}  # on the way
 KNOWN = {one.name: one for one in options()}
 
 
@@ -142,11 +141,11 @@ def test_tables_name_options_that_there_are(heading):
         if ours == "the same":
             assert {name.split()[0] for name in flags(theirs)} <= known
         elif ours != NOWHERE and flags(theirs) != ["--ws"]:
-            assert set(words(ours)) <= known | COMING
+            assert set(words(ours)) <= known
         for word in words(difference):
             name = word.split()[0]
             if name.startswith("--") and name not in FOREIGN_FLAGS:
-                assert name in known | COMING
+                assert name in known
 
 
 def is_nothing(default: object) -> bool:
@@ -202,7 +201,7 @@ def test_names_of_uvicorn_in_a_program():
 def test_names_of_hypercorn_in_a_program():
     """Each key of Hypercorn's is an option's, or it is known what to use for it, as the table has it."""
     for _, keys, here, _ in rows("Coming from Hypercorn"):
-        for key in set(words(keys)) - set(KNOWN) - COMING:
+        for key in set(words(keys)) - set(KNOWN):
             named = [name.removeprefix("--").replace("-", "_") for name in words(here)]
             assert (RENAMED.get(key) in named) if named else (key in NOTHING_LIKE_IT)
 
