@@ -177,6 +177,12 @@ def test_failed_lifespan(caplog):
     assert len(hints(caplog)) == 1
 
 
+def test_failure_in_words(caplog):
+    """So is one whose framework says so in the words of a message only, as Quart does."""
+    report_failure(LifespanError("the application could not start: no running event loop"), 3)
+    assert len(hints(caplog)) == 1
+
+
 def test_not_told_without_need(caplog):
     """Nothing is said of other errors."""
     tell_of_asyncio(ValueError("no"))

@@ -130,8 +130,11 @@ def _check_command(arguments: Sequence[str], context: click.Context) -> None:
     if first.isidentifier() and first not in _COMMANDS:
         if near := difflib.get_close_matches(first, _COMMANDS, 1, 0.75):
             raise click.UsageError(f"there is no command {first!r}; did you mean 'trioserve {near[0]}'?", context)
-        if arguments[1:2] and not arguments[1].startswith("-"):
-            raise click.UsageError(f"there is no command {first!r}; leave it out: trioserve {arguments[1]}", context)
+        second = arguments[1] if len(arguments) > 1 else "-"
+        if second.strip(":").isidentifier():
+            raise click.UsageError(f"APP is one word; did you mean '{first}:{second.strip(':')}'?", context)
+        if not second.startswith("-"):
+            raise click.UsageError(f"there is no command {first!r}; leave it out: trioserve {second}", context)
 
 
 def _check_app(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 
+from .errors import LifespanError
+
 _HINT = (
     "the application needs asyncio, and runs on Trio: use anyio or a library for Trio in its place, or open a "
     "trio-asyncio loop in the lifespan and call it through aio_as_trio (README, 'When your application needs asyncio')"
@@ -40,7 +42,8 @@ def _tell_once() -> None:
 
 def _complains(error: BaseException) -> bool:
     # Exactly these classes: one of the application's own may run code of its own when it is asked for its text.
-    text = str(error) if type(error) in (RuntimeError, TypeError) else ""
+    # LifespanError: Quart catches what is raised and says it in words.
+    text = str(error) if type(error) in (RuntimeError, TypeError, LifespanError) else ""
     if type(error) is AttributeError:
         # asyncio's locks, events and queues use the loop without a look whether there is one.
         return _innermost_module(error).startswith("asyncio.")

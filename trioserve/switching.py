@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .config import options
 from .errors import ConfigError
-from .foreign_flags import FOREIGN_FLAGS, ForeignFlag
+from .foreign_flags import FOREIGN_FLAGS, UVICORN, ForeignFlag
+from .foreign_names import RENAMED
 from .process.settings import DEFAULT
 
 _OWN_WITH_VALUE = frozenset({"--config"} | {one.flag for one in options() if one.kind is not bool})
@@ -19,10 +20,7 @@ _OWN_SWITCHES = frozenset(one.flag for one in options() if one.kind is bool)
 _DEFLATE = "--ws-per-message-deflate"  # a switch here, while uvicorn's takes true or false
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
 _DASHES = ("\N{EN DASH}", "\N{EM DASH}")  # what text processors make of two hyphens
-
-# Where uvicorn's variable is not called like its flag.
-_PLURALS = {"reload_dirs": "reload_dir", "reload_includes": "reload_include", "reload_excludes": "reload_exclude"}
-_VARIABLE_NAMES = {**_PLURALS, "headers": "header"}
+_HINTS = {name: flag.hint for flag in UVICORN for name in flag.names if flag.hint}
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -106,12 +104,12 @@ def find_foreign_variables(sources: Mapping[str, str]) -> Iterator[str]:
     ours = {"app": "TRIOSERVE_APP", **{one.name: one.variable for one in options()}}
     for variable in sorted(os.environ):
         prefix, _, last = variable.partition("_")
-        name = _VARIABLE_NAMES.get(last.lower(), last.lower())
         if prefix != "UVICORN" or not os.environ[variable]:
             continue
-        flag = FOREIGN_FLAGS.get("--" + name.replace("_", "-"))
+        name = RENAMED.get(last.lower(), last.lower())
+        flag = "--" + name.replace("_", "-")
         if name in ours:
             if sources[name] == DEFAULT:
                 yield f"environment variable {variable} is not read; use {ours[name]}"
-        elif flag is not None and flag.hint:
-            yield f"environment variable {variable} is not read: {flag.hint}"
+        elif flag in _HINTS:
+            yield f"environment variable {variable} is not read: {_HINTS[flag]}"

@@ -23,5 +23,5 @@ def report_failure(error: TrioserveError, code: int) -> int:
     is_users = cause is not None and (trace is not None or isinstance(error, AppLoadError))
     exc_info = (type(cause), cause, trace) if cause is not None and is_users else None
     server_log.log(logging.CRITICAL, "%s", error, exc_info=exc_info)
-    tell_of_asyncio(cause)
+    tell_of_asyncio(error)
     return code
