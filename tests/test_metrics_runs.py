@@ -384,13 +384,24 @@ def test_server_that_ends_by_itself_has_no_delay(folder):
 # What goes wrong
 
 
-def test_without_the_library(folder):
+@pytest.mark.parametrize(
+    ("library", "arguments", "said"),
+    [
+        (
+            "prometheus_client",
+            ("--metrics-bind", "127.0.0.1:0"),
+            "metrics_bind needs prometheus-client: pip install 'trioserve[metrics]'",
+        ),
+        ("httptools", ("--http", "httptools"), "http httptools needs httptools: pip install 'trioserve[fast]'"),
+    ],
+)
+def test_without_the_library(folder, library, arguments, said):
     """One line that says what to install, and the exit code of wrong usage."""
-    (folder / "prometheus_client.py").write_text("raise ImportError\n")
-    program = finish(*SERVE, "--metrics-bind", "127.0.0.1:0", cwd=folder)
+    (folder / f"{library}.py").write_text("raise ImportError\n")
+    program = finish(*SERVE, *arguments, cwd=folder)
     assert program.process.returncode == 2
     (line,) = program.errors.splitlines()
-    assert line.endswith("error: metrics_bind needs prometheus-client: pip install 'trioserve[metrics]'")
+    assert line.endswith(f"error: {said}")
 
 
 @MODES

@@ -11,6 +11,7 @@ from ..config import Config
 from ..errors import AppLoadError, ConfigError
 from ..logs import configure_logging, server_log
 from ..types import AnyValue, ASGIApp
+from ..wire.codecs import codec_name
 from .admin import load_renderer
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
@@ -74,11 +75,13 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     configure_logging(config)
     for warning in settings.warnings:
         server_log.warning(warning)
-    if config.metrics_bind is not None:
-        try:
+    try:
+        # What is asked for and not installed is said before anything starts.
+        codec_name(config)
+        if config.metrics_bind is not None:
             load_renderer()
-        except ConfigError as error:
-            return report_failure(error, EXIT_WRONG_USAGE)
+    except ConfigError as error:
+        return report_failure(error, EXIT_WRONG_USAGE)
     if config.needs_supervisor:
         assert isinstance(app, str)
         try:
