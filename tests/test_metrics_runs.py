@@ -232,7 +232,7 @@ if os.path.exists("broken"):
 def test_failed_handshakes(folder):
     """A TLS handshake that fails is counted with its listener and its reason, as is one that does not."""
     certificates = Certificates(folder)
-    with serving(folder, "--workers", "2", "--ssl-certfile", "both.pem") as (program, pages):
+    with serving(folder, "--ssl-certfile", "both.pem") as (program, pages):
         listener = "{}:{}".format(*program.address)
         assert certificates.ask(program).status == 200
         plain = program.open()
