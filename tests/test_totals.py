@@ -25,6 +25,9 @@ from trioserve.process.job import (
 from trioserve.process.link import SupervisorLink
 from trioserve.process.totals import PATIENCE, Restart, Totals, state_of, why_ended, why_leaving
 
+from .programs import PATIENCE as PROGRAM_PATIENCE
+from .programs import WORKER_APP
+
 MANY = {("requests", method, f"{status}xx", "ok"): status * 1000 for method in ("GET", "PUT") for status in range(2, 6)}
 MANY |= {("tls_handshakes", f"unix:/run/{number:090}"): number + 0.5 for number in range(100)}
 
@@ -141,6 +144,34 @@ def _read(reading):
         return os.read(reading, 1 << 16)
     except BlockingIOError:
         return b""
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", None])
+async def test_beats_tell_the_counts(tmp_path, monkeypatch, bind):
+    """A worker tells its counts unasked, so that little is lost when it is killed, and all at its end.
+
+    What has to be looked for is told only when somebody asks. Without metrics nothing is told.
+    """
+    (tmp_path / "main.py").write_text(WORKER_APP)
+    monkeypatch.chdir(tmp_path)
+    beats = []
+
+    class Heard(Worker):
+        def _take_report(self, report):
+            super()._take_report(report)
+            beats.append(report)
+
+    worker = Heard("main:app", Config(port=0, metrics_bind=bind), (), lambda: None, folder=str(tmp_path))
+    with trio.fail_after(PROGRAM_PATIENCE):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            while beats.count(Report.BEAT) < 2:
+                await trio.sleep(0.01)
+            assert (("connections_accepted",) in worker.figures) is (bind is not None)
+            assert ("tasks",) not in worker.figures
+            worker.order(Order.STOP)
+    assert worker.exit_code == 0
+    assert (beats[-1] is Report.FIGURES) is (("tasks",) in worker.figures) is (bind is not None)
 
 
 # The supervisor's side

@@ -162,7 +162,7 @@ def _admin_config(config: Config) -> Config:
         lifespan="off",
         access_log=False,
         ws="off",
-        limit_connections=64,
+        limit_connections=256,
         limit_concurrency=16,
         limit_request_head=8192,
         limit_request_fields=64,

@@ -11,6 +11,7 @@ from ..config import Config
 from ..errors import AppLoadError, ConfigError, StartupError
 from ..logs import server_log
 from ..types import AnyValue, ASGIApp
+from ..wire.codecs import codec_name
 from .admin import load_renderer
 from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
@@ -83,6 +84,8 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
     for warning in settings.warnings:
         server_log.warning(warning)
     try:
+        # What is asked for and not installed is said before anything starts.
+        codec_name(config)
         if config.metrics_bind is not None:
             load_renderer()
         with PidFile(config.pid_file) as pid_file:

@@ -93,7 +93,7 @@ class WorkerRun(Observer):
                 return error
             finally:
                 if self._job.config.metrics_bind is not None:
-                    self._tell_figures(Report.FIGURES)  # the last, which are kept
+                    self._tell_figures()  # the last, which are kept
                 nursery.cancel_scope.cancel()
         return None
 
@@ -117,15 +117,13 @@ class WorkerRun(Observer):
         assert self._server is not None
         self._server.note_loop_lag(late)
         if self._job.config.metrics_bind is not None:
-            self._tell_figures(Report.BEAT)
-        else:
-            self._link.report(Report.BEAT)
+            self._link.tell_figures(self._server.counts())
+        self._link.report(Report.BEAT)
 
-    def _tell_figures(self, report: Report) -> None:
-        """With this report, in the event loop; the supervisor asks for none before there is a server."""
+    def _tell_figures(self) -> None:
         if self._server is not None:
             self._link.tell_figures(self._server.figures())
-            self._link.report(report)
+            self._link.report(Report.FIGURES)
 
     # What the server tells
 
@@ -162,7 +160,7 @@ class WorkerRun(Observer):
         if order is Order.DUMP:
             self._dump.ask()
         elif order is Order.FIGURES:
-            self._run_in_loop(self._tell_figures, Report.FIGURES)
+            self._run_in_loop(self._tell_figures)
         else:
             self._stop_asked(order)
 
