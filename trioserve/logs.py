@@ -54,10 +54,6 @@ class ExchangeRecord:
     outcome: Outcome
     request_id: str | None = None
 
-    @property
-    def request_line(self) -> str:
-        return _printable(f"{self.method} {self.target} HTTP/{self.http_version}")
-
     def to_plain(self) -> PlainValues:
         return {
             "client": self.client,
