@@ -219,6 +219,11 @@ def log_slow(record: SlowRecord) -> None:
     )
 
 
+def log_client_error(message: str, *arguments: object) -> None:
+    """Write what a client has done wrong, and what became of it."""
+    contain(None, server_log.info, message, *arguments)
+
+
 def log_application_error(message: str, error: BaseException | None, request_line: str) -> None:
     """Write one record with the error's trace and the request it belongs to."""
     line = _printable(request_line)
