@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from trioserve.bind import DescriptorBind, NamedDescriptorBind, TCPBind, UnixBind, parse_bind
 from trioserve.config import Config, options
 from trioserve.errors import BindError, ConfigError
+from trioserve.option_tables import LARGEST
 from trioserve.option_texts import parse_header
-from trioserve.options import LARGEST, Option
+from trioserve.options import Option
 from trioserve.types import AnyValue
 
 BY_NAME = {one.name: one for one in options()}

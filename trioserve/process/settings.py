@@ -19,7 +19,8 @@ from pathlib import Path
 from ..bind import DescriptorBind, NamedDescriptorBind, parse_bind
 from ..config import Config, options
 from ..errors import ConfigError
-from ..options import Option, show
+from ..option_tables import show
+from ..options import Option
 from ..types import AnyValue, PlainValues
 from .systemd import Inherited, receive_descriptors
 
