@@ -67,10 +67,9 @@ def test_times() -> None:
 
 
 def test_a_variable_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable is read once, when the format is."""
-    monkeypatch.setenv("POD", "web-1")
+    """A variable is read for the line, and not by a Config that checks its format."""
     read = AccessFormat("%({POD}e)s")
-    monkeypatch.setenv("POD", "web-2")
+    monkeypatch.setenv("POD", "web-1")
     assert read.line(ENDED) == "web-1"
 
 
@@ -96,6 +95,9 @@ def test_no_client_can_forge_a_line() -> None:
     [
         ("%(statis)s", "access_log_format: there is no %(statis)s; did you mean %(status)s?"),
         ("%(z)s", "access_log_format: there is no %(z)s; there are status, received, "),
+        ("%({\u20ac}i)s", "access_log_format: there is no %({\u20ac}i)s; there are "),
+        ("%({\ud800}e)s", "access_log_format: there is no "),
+        ("%({}i)s", "access_log_format: there is no %({}i)s; "),
         ("%({x}z)s", "access_log_format: there is no %({x}z)s; there are "),
         ("%()s", "access_log_format: there is no %()s; "),
         ("%(h)d", "access_log_format: %(h)d is no number; write %(h)s"),

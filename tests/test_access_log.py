@@ -13,7 +13,7 @@ from trioserve.access_log import AccessLog
 from trioserve.config import Config
 from trioserve.errors import ConfigError
 from trioserve.exchange import Endpoint, Request
-from trioserve.logs import ExchangeRecord, Outcome, access_log
+from trioserve.logs import ExchangeRecord, Outcome, access_log, error_log, server_log
 from trioserve.process.log_setup import configure_logging
 from trioserve.types import Receive, Scope, Send
 
@@ -92,6 +92,30 @@ async def test_an_application_that_spoils_its_fields(
         assert (await client.get()).status == (await client.get()).status == 200
     assert lines(caplog) == []
     assert "AttributeError" in capsys.readouterr().err
+
+
+async def test_a_filter_that_raises(autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the filters of a configuration raise, clients have their answers, and the server goes on."""
+
+    def broken(record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError
+
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/raise":
+            raise ValueError
+        await send_text(send, "x")
+
+    for log in (server_log, access_log, error_log):
+        log.addFilter(broken)
+    async with memory_server(http_app(handler)) as server:
+        for target, status in (("/", 200), ("/raise", 500)):
+            assert (await (await server.connect()).get(target)).status == status
+        client = await server.connect()
+        await client.raw(b"nonsense\r\n\r\n")
+        assert b" 400 " in await client.receive_rest()
+        assert (await (await server.connect()).get()).status == 200
+        server.errors.clear()
+    assert capsys.readouterr().err.count("ZeroDivisionError") >= 6
 
 
 async def test_a_handshake_has_the_format_and_a_close_its_own_line(

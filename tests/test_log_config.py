@@ -177,7 +177,7 @@ def test_a_worker_gets_it(tmp_path: Path) -> None:
 def test_print_config_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table in a configuration file is shown as one that reads back; a key without a value is left out."""
     monkeypatch.chdir(tmp_path)
-    table = to_file(tmp_path / "l\u00f6g", filters={}) | {"x": [1, True, 1.5, 'a"b']}
+    table = to_file(tmp_path / "l\u00f6g", filters={}) | {"x\x7f": [1, True, 1.5, 'a"\x7fb', {}]}
     shown = format_settings(read_settings({"log_config": {**table, "y": None}}))
     (tmp_path / "trioserve.toml").write_text(shown)
     assert read_settings({}).config.log_config == table

@@ -26,6 +26,8 @@ def test_the_table_is_a_copy_of_plain_values() -> None:
     [
         ({"handlers": {"console": {"stream": sys.stdout}}}, "log_config.handlers.console.stream must be a text"),
         ({"filters": [{"x": float("inf")}]}, "log_config.filters.0.x must be a text, .* not inf"),
+        ({"a": {"b": 1 << 64}}, "log_config.a.b must be a text, .* not 18446744073709551616"),
+        ({"a": -(10**5000)}, "log_config.a must be a text, .* not a value of type int that is too large to be shown"),
         ({1: 2}, "log_config: the names in it must be texts, not 1"),
         ({"a": {None: 2}}, "log_config.a: the names in it must be texts, not None"),
     ],

@@ -112,6 +112,19 @@ async def test_a_task_below() -> None:
     assert await look(middleware) == Whereabouts(line_of(sleeps, 1), "trio.sleep")
 
 
+async def test_what_tells_more_is_chosen() -> None:
+    """A task of a framework below says less than a wait that is known, or than the application's code."""
+
+    async def listener() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await sleeps()
+
+    assert await look(listener) == Whereabouts(line_of(sleeps, 1), "trio.sleep")
+    framework = module_at("/x/site-packages/starlette/routing.py", "starlette.routing", WITH_CHILD)
+    assert await look(framework.call) == Whereabouts(None, "its tasks")
+
+
 async def test_more_tasks_than_anyone_looks_at() -> None:
     """Only so many are looked at."""
 
@@ -130,18 +143,56 @@ def block(release: threading.Event) -> None:
     release.wait(10)
 
 
+def wrapper(*, function: AnyValue, arguments: AnyValue) -> None:
+    function(**arguments)
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
 @pytest.mark.parametrize("way", [run_in_threadpool, trio.to_thread.run_sync])
-async def test_a_function_in_a_thread(way: AnyValue) -> None:
+async def test_a_function_in_a_thread(way: AnyValue, is_wrapped: bool) -> None:
     """The function is named, also where a framework has wrapped it, and no code of the application awaits it."""
     release = threading.Event()
     function = functools.partial(functools.partial(block, release))
+    if is_wrapped:
+        function = functools.partial(wrapper, function=block, arguments={"release": release})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(way, function)
         await trio.testing.wait_all_tasks_blocked(0.01)
         (task,) = nursery.child_tasks
         found = find_wait(task)
         release.set()
-    assert found == Whereabouts(None, f"{__name__}.block in a thread")
+    assert found == Whereabouts(line_of(block, 0), "its thread")
+
+
+async def test_a_function_in_a_thread_that_the_application_awaits() -> None:
+    """The place is where it is awaited, and the function is named."""
+    release = threading.Event()
+
+    async def handler() -> None:
+        await trio.to_thread.run_sync(block, release)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handler)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        (task,) = nursery.child_tasks
+        found = find_wait(task)
+        release.set()
+    assert found == Whereabouts(line_of(handler, 1), f"{__name__}.block in a thread")
+
+
+async def test_a_function_in_a_thread_that_is_not_python_s() -> None:
+    """Of one without a line there is the name."""
+    lock = threading.Lock()
+    lock.acquire()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, lock.acquire)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        (task,) = nursery.child_tasks
+        found = find_wait(task)
+        lock.release()
+    assert found.place is not None
+    assert found.place.endswith("lock.acquire")
+    assert found.waits_for == "its thread"
 
 
 async def test_no_application_at_all() -> None:
@@ -169,6 +220,11 @@ def module_at(path: str, name: str, source: str) -> ModuleType:
     return module
 
 
+WITH_CHILD = """import trio
+async def call():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+"""
 SOURCE = "import trio\nasync def call(next=trio.sleep_forever):\n    await next()\n"
 
 

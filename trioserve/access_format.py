@@ -75,8 +75,7 @@ def _join(fields: Headers, wanted: bytes) -> str | None:
 
 
 def _variable(name: str) -> Atom:
-    value = os.environ.get(name)
-    return lambda ended: value
+    return lambda ended: os.environ.get(name)
 
 
 def _user_agent(ended: Ended) -> Value:
@@ -139,7 +138,7 @@ _NAMED: dict[str, Callable[[str], Atom]] = {"i": _request_field, "o": _response_
 _DIRECTIVE = re.compile(
     r"%(?:(?P<percent>%)|\((?P<name>[^()]*)\)(?P<how>[-+ 0#]*\d{0,3}(?:\.\d{1,3})?)(?P<kind>[sdf])|.{0,9})", re.DOTALL
 )
-_NAMED_ATOM = re.compile(r"\{([^{}]+)\}([ioe])")
+_NAMED_ATOM = re.compile(r"\{([!-z|~]+)\}([ioe])")  # what is no such name nobody can have sent
 
 
 class AccessFormat:

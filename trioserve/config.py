@@ -233,7 +233,7 @@ class Config:
     log_config: str | Mapping[str, AnyValue] | None = option(
         None,
         Group.LOGS,
-        "Logging set-up in the schema of logging.config.dictConfig: JSON or TOML; a table in a file or a program.",
+        "Set logging up by logging.config.dictConfig: a file of JSON or TOML; in trioserve.toml or run() also a table.",
         metavar="FILE",
         check=check_log_config,
     )

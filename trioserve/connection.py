@@ -16,7 +16,7 @@ from .errors import ClientDisconnected, ProtocolError, Refusal
 from .exchange import Address, Endpoint
 from .lanes import Lanes
 from .linger import linger
-from .logs import log_application_error, server_log
+from .logs import log_application_error, log_client_error, server_log
 from .net.door import Door
 from .net.listeners import Accepted, Socket
 from .net.proxy_protocol import receive_header
@@ -249,7 +249,7 @@ class Connections:
             heard = await receive_header(transport, deadline=deadline, drain=self._server.drain)
         except ProtocolError as error:
             self._server.counters.count_rejected(error.status, error.why)
-            server_log.info("closed a connection from %s: %s", endpoint.client_name, error.reason)
+            log_client_error("closed a connection from %s: %s", endpoint.client_name, error.reason)
             return None
         finally:
             self._handshaking.discard(transport)
@@ -289,7 +289,7 @@ class Connections:
             reason = error.reason if transport in self._handshaking else "the connection was dropped"
             self._server.counters.count_handshake_failure(listener, reason)
             client = "a client" if endpoint.client is None else endpoint.client_name
-            server_log.info("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
+            log_client_error("TLS handshake with %s on %s failed: %s", client, listener or "a stream", reason)
             await _say_goodbye(transport, PLAIN_HTTP_ANSWER if error.plain_http else b"")
             return None
         except BaseException:

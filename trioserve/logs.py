@@ -55,10 +55,6 @@ class ExchangeRecord:
     outcome: Outcome
     request_id: str | None = None
 
-    @property
-    def request_line(self) -> str:
-        return _printable(f"{self.method} {self.target} HTTP/{self.http_version}")
-
     def to_plain(self) -> PlainValues:
         return {
             "client": self.client,
@@ -212,16 +208,21 @@ def log_slow(record: SlowRecord) -> None:
     contain(
         record.request_id,
         slow_log.warning,
-        '%s "%s" has run for %.1f s, %s: %s waits for %s%s',
+        '%s "%s" has run for %.1f s, %s: %swaits for %s%s',
         _printable(record.client),
         quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
         record.age,
         "no response yet" if record.status is None else "response begun",
-        record.place or "no code of the application",
+        "" if record.place is None else f"{record.place} ",
         record.waits_for or "what nobody can tell",
         f"; and {record.more} more" if record.more else "",
         extra={"slow_request": record},
     )
+
+
+def log_client_error(message: str, *arguments: object) -> None:
+    """Write what a client has done wrong, and what became of it."""
+    contain(None, server_log.info, message, *arguments)
 
 
 def log_application_error(message: str, error: BaseException | None, request_line: str) -> None:

@@ -16,13 +16,10 @@ from enum import Enum
 from typing import TypeVar
 
 from .errors import ConfigError
-from .option_tables import check_table
+from .option_tables import LARGEST, check_table, show
 from .types import AnyValue
 
 T = TypeVar("T")
-
-LARGEST = (1 << 63) - 1
-"""No whole number may be larger: it is TOML's largest, and Python does not write JSON with thousands of digits."""
 
 
 class Group(Enum):
@@ -229,14 +226,6 @@ class Option:
 
     def _wrong(self, value: object, expects: str) -> ConfigError:
         return ConfigError(f"{self.name} must be {expects}, not {show(value)}")
-
-
-def show(value: object) -> str:
-    """Return what came as an error shows it, whatever it is."""
-    try:
-        return repr(value)
-    except (ValueError, RecursionError):  # thousands of digits, or of lists in each other
-        return f"a value of type {type(value).__name__} that is too large to be shown"
 
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

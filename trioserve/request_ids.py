@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from .exchange import Request
 from .logs import current_request_id
-from .types import AnyValue
+from .types import AnyValue, Headers
 
 FIELD = b"x-request-id"
 
@@ -34,6 +34,14 @@ def give_id(request: Request) -> None:
     # Not from the module random: from what is made public of it its state could be told, and it is the application's.
     request.id = taken or os.urandom(16).hex()
     current_request_id.set(request.id)
+
+
+def names_id(fields: Headers) -> bool:
+    """Whether the field is among these."""
+    for name, _ in fields:  # noqa: SIM110 - any() takes twice as long
+        if len(name) == len(FIELD) and name.lower() == FIELD:
+            return True
+    return False
 
 
 class _Fallback:

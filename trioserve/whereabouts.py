@@ -72,20 +72,25 @@ class _Call:
 
 def find_wait(task: trio.lowlevel.Task) -> Whereabouts:
     """Where the application waits in this task, or below it, if it has started others there and waits for them."""
-    found = Whereabouts()
+    found, weight = Whereabouts(), -1
     ahead = [task]
     for _ in range(TASKS_AT_MOST):
         if not ahead:
             break
         one = ahead.pop()
         here = _find_in([_Call(*place) for place in one.iter_await_frames()])
-        # The deepest of a branch: above it there are middlewares, which wait for it.
-        if here.place is not None or found.place is None:
-            found = here
+        # Of several that tell as much the last, which is the deepest: above it there are middlewares that wait for it.
+        if _weigh(here) >= weight:
+            found, weight = here, _weigh(here)
         # Names make the choice the same each time; a set of tasks has no order.
         children = [child for nursery in one.child_nurseries for child in nursery.child_tasks]
         ahead += sorted(children, key=lambda child: child.name, reverse=True)
     return found
+
+
+def _weigh(found: Whereabouts) -> int:
+    """How much it tells: most, if it names the application's code."""
+    return 2 if found.place is not None else int(found.waits_for in _KNOWN.values())
 
 
 def _find_in(calls: Sequence[_Call]) -> Whereabouts:
@@ -93,6 +98,9 @@ def _find_in(calls: Sequence[_Call]) -> Whereabouts:
     # An application that is itself installed is the innermost that is none of the frameworks we know.
     place = max((place for place in places if not calls[place].is_installed), default=max(places, default=None))
     if place is None:
+        function = _find_function(calls)
+        if function is not None:
+            return Whereabouts(_place_of(function), "its thread")
         return Whereabouts(None, _describe_wait(calls))
     return Whereabouts(str(calls[place]), _describe_wait(calls[place + 1 :]))
 
@@ -103,9 +111,9 @@ def _describe_wait(calls: Sequence[_Call]) -> str | None:
         words = _KNOWN.get(call.frame.f_code.co_qualname) if call.module.startswith(("trio.", "trioserve.")) else None
         if words is not None:
             return words
-    thread = [name for name in map(_name_of_threads_function, calls) if name is not None]
-    if thread:
-        return f"{thread[0]} in a thread"
+    function = _find_function(calls)
+    if function is not None:
+        return f"{_name_of(function)} in a thread"
     named = [call.name for call in calls if not call.function.startswith("__")]
     return named[0] if named else None
 
@@ -119,15 +127,30 @@ _KNOWN = {
 }
 
 
-def _name_of_threads_function(call: _Call) -> str | None:
-    """The function that a call runs in a thread; None if it runs none."""
-    variable = _IN_THREADS.get(f"{call.module}.{call.function}")
-    if variable is None:
-        return None
-    function: AnyValue = call.frame.f_locals.get(variable)
-    while isinstance(function, functools.partial):
-        function = function.func
+_IN_THREADS = {"starlette.concurrency.run_in_threadpool": "func", "trio._threads.to_thread_run_sync": "sync_fn"}
+
+
+def _find_function(calls: Sequence[_Call]) -> AnyValue:
+    """The function for which these calls wait, while it runs in a thread; None if they wait for none."""
+    for call in calls:
+        variable = _IN_THREADS.get(f"{call.module}.{call.function}")
+        if variable is not None:
+            function: AnyValue = call.frame.f_locals.get(variable)
+            while isinstance(function, functools.partial):
+                # FastAPI hands a `def` endpoint to a function of its own, by this name.
+                handed = function.keywords.get("function")
+                function = handed if callable(handed) else function.func
+            return function
+    return None
+
+
+def _name_of(function: AnyValue) -> str:
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', '?')}"
 
 
-_IN_THREADS = {"starlette.concurrency.run_in_threadpool": "func", "trio._threads.to_thread_run_sync": "sync_fn"}
+def _place_of(function: AnyValue) -> str:
+    """Where a function begins; its name, if it is not written in Python."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return _name_of(function)
+    return f"{code.co_filename}:{code.co_firstlineno} in {code.co_qualname}"

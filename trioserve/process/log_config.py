@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..options import show
+from ..option_tables import show
 from ..types import AnyValue, PlainValues
 
 

@@ -19,7 +19,8 @@ from ..bind import DescriptorBind, NamedDescriptorBind, parse_bind
 from ..config import Config, options
 from ..errors import ConfigError
 from ..foreign_names import hint_at
-from ..options import Option, show
+from ..option_tables import show
+from ..options import Option
 from ..types import AnyValue, PlainValues
 from .systemd import Inherited, receive_descriptors
 
@@ -325,14 +326,19 @@ def _to_toml(one: Option, value: AnyValue) -> str:
         return f"0o{value:o}"
     if value == math.inf:
         return "inf"  # JSON has no such number, and json writes Infinity
-    return json.dumps(value, ensure_ascii=False)
+    return _to_json(value)
 
 
 def _to_inline_toml(value: AnyValue) -> str:
     if isinstance(value, dict):
         # TOML has no null; for logging a key without a value is one that is not there.
-        rows = [f"{json.dumps(key)} = {_to_inline_toml(inner)}" for key, inner in value.items() if inner is not None]
+        rows = [f"{_to_json(key)} = {_to_inline_toml(inner)}" for key, inner in value.items() if inner is not None]
         return f"{{ {', '.join(rows)} }}" if rows else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_to_inline_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return _to_json(value)
+
+
+def _to_json(value: AnyValue) -> str:
+    # What TOML writes alike, but for this one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

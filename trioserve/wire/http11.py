@@ -16,7 +16,7 @@ from ..drain import DrainKind
 from ..errors import ClientDisconnected, ProtocolError, Refusal
 from ..exchange import Endpoint, Request
 from ..linger import linger
-from ..logs import Outcome, server_log
+from ..logs import Outcome, log_client_error
 from ..transport import Transport, Wake
 from .codec import Codec
 from .discard import discard_body
@@ -192,7 +192,7 @@ class HTTP11Connection:
         self._reads_since = None
         client = "a client" if self._endpoint.client is None else self._endpoint.client_name
         exchange = self._make_exchange(Request("-", b"-", [], "1.1", self._endpoint))
-        server_log.info("refused a request from %s: %s", client, error.reason)
+        log_client_error("refused a request from %s: %s", client, error.reason)
         await exchange.refuse(error.status, error.reason, why=error.why)
         await linger(self._transport)
 
@@ -258,7 +258,7 @@ class HTTP11Connection:
             exchange.upgrade = upgrade_fields(head.headers)  # the request's the application may change
             return await handle_websocket(exchange, self._server)
         except ProtocolError as error:
-            server_log.info("refused a WebSocket from %s: %s", self._endpoint.client_name, error.reason)
+            log_client_error("refused a WebSocket from %s: %s", self._endpoint.client_name, error.reason)
             # The connection may go on, in HTTP.
             fields = (*error.fields, *UPGRADE_FIELDS) if error.status == UPGRADE_REQUIRED else error.fields
             await exchange.refuse(error.status, error.reason, *fields, closes=False)

@@ -12,7 +12,7 @@ from ..context import ServerContext
 from ..errors import ClientDisconnected, ProtocolError, Refusal, WriteTimeout
 from ..exchange import Request, Response
 from ..logs import ExchangeRecord, Outcome
-from ..request_ids import FIELD
+from ..request_ids import FIELD, names_id
 from ..transport import PARTS_FROM, Channel, FilePiece, Transport, Wake
 from ..types import Headers, PlainValues
 from .codec import CONTINUE, Codec
@@ -221,7 +221,7 @@ class HTTP11Exchange:
     def _mark(self, head: bytes, fields: Headers) -> bytes:
         """Add the request's id to a head with these fields, unless it is there, and keep it for the access line."""
         request_id = self.request.id
-        if request_id is not None and not any(name.lower() == FIELD for name, _ in fields):
+        if request_id is not None and not names_id(fields):
             # Here, and not among the defaults: heads that are the same but for this are made only once.
             head = b"%b%b: %b\r\n\r\n" % (head[:-2], FIELD, request_id.encode("ascii"))
         self.sent_head = head
