@@ -188,10 +188,14 @@ def test_thread_left_behind_by_a_cancelled_start(folder):
     assert 0 < program.errors.index("info: stopped before the start") < program.errors.index("in left_behind")
 
 
-def test_blocked_loop_does_not_hear_a_signal(folder):
-    """A second Ctrl-C that finds the first unheard says what follows, because the event loop cannot."""
+@pytest.mark.parametrize("others", [[], ["--watchdog", "60"]])
+def test_blocked_loop_does_not_hear_a_signal(folder, others):
+    """A second Ctrl-C that finds the first unheard says what follows, because the event loop cannot.
+
+    Other threads of ours, which sleep as well, do not take the signals in the place of the main thread.
+    """
     clocks = ("--timeout-graceful-shutdown", "60", "--timeout-hard-shutdown", "0.3")
-    with start(*SERVE, "main:app", "--port", "0", *clocks, cwd=folder) as program, program.connect("/block"):
+    with start(*SERVE, "main:app", "--port", "0", *clocks, *others, cwd=folder) as program, program.connect("/block"):
         # Signals of one kind that have not been handled yet are one signal.
         program.signal(signal.SIGTERM)
         program.signal(signal.SIGINT)

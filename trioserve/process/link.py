@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from ..figures import Figures
 from .job import Job, Order, Report, figures_lines, read_order, report_line
 from .pipes import open_inherited
+from .signals import deaf_threads
 
 
 class SupervisorLink:
@@ -37,7 +38,8 @@ class SupervisorLink:
 
     def listen(self, take: Callable[[Order], None], lost: Callable[[], None]) -> None:
         """Call ``take`` for each order, and ``lost`` when the supervisor has ended, in a thread of ours."""
-        threading.Thread(target=self._listen, args=(take, lost), name="trioserve orders", daemon=True).start()
+        with deaf_threads():
+            threading.Thread(target=self._listen, args=(take, lost), name="trioserve orders", daemon=True).start()
 
     def _listen(self, take: Callable[[Order], None], lost: Callable[[], None]) -> None:
         for line in self._lines:

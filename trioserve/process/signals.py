@@ -29,6 +29,9 @@ ABORT: int | None = None if sys.platform == "win32" else signal.SIGABRT
 # Ctrl-C, a polite kill, and Ctrl-Break, which is the only one a console program on Windows can be sent.
 _STOP_NAMES = ("INT", "TERM", "BREAK")
 _SIGNALS = [getattr(signal, f"SIG{name}") for name in _STOP_NAMES if hasattr(signal, f"SIG{name}")]
+# Not those that an error of a thread itself raises, such as SIGSEGV.
+_MEANT_FOR_ALL = (*_STOP_NAMES, "HUP", "USR1", "TTIN", "TTOU")
+_FOR_THE_PROCESS = [getattr(signal, f"SIG{name}") for name in _MEANT_FOR_ALL if hasattr(signal, f"SIG{name}")]
 _EARLY_SIGNALS = [getattr(signal, f"SIG{name}") for name in ("HUP", "USR1") if hasattr(signal, f"SIG{name}")]
 
 
@@ -245,6 +248,23 @@ def _start_thread(function: Callable[[], None]) -> None:
     # Not threading's: the main thread may have been interrupted while it holds a lock of that.
     with contextlib.suppress(RuntimeError):
         _thread.start_new_thread(function, ())
+
+
+@contextlib.contextmanager
+def deaf_threads() -> Iterator[None]:
+    """Threads that are started in this block take no signal that is meant for the process.
+
+    Handlers run in the main thread alone. The system wakes whichever thread takes a signal, and if that is another one
+    while an application sleeps in the main thread, the handler waits until that has slept enough.
+    """
+    if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PROCESS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import trio
 
 from ..inspector import Notes, describe_running, format_task_tree, format_thread_stacks
 from ..logs import server_log
+from .signals import deaf_threads
 
 BEATS = 4
 """Beats of the event loop, and looks of the thread, in the shortest limit."""
@@ -88,7 +89,8 @@ class Watchdog:
         ended = threading.Event()
         root = trio.lowlevel.current_root_task()
         assert root is not None  # in a task there is one
-        threading.Thread(target=self._watch, args=(root, ended), name="trioserve watchdog", daemon=True).start()
+        with deaf_threads():
+            threading.Thread(target=self._watch, args=(root, ended), name="trioserve watchdog", daemon=True).start()
         task_status.started()
         try:
             due = self._last_beat
