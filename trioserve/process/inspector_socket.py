@@ -23,6 +23,7 @@ from ..snapshot import Request
 from ..types import AnyValue, PlainValues
 from .inspection import Inspection
 from .inspector_folder import SUPPORTED, SocketFile, peer_is_ours
+from .signals import signals_held_back
 
 CLIENTS = 4
 """Clients that are answered at a time; one more is told to come again."""
@@ -70,7 +71,8 @@ class InspectorSocket:
             self._listener = self._file.socket
             self._listener.setblocking(False)
             self._thread = threading.Thread(target=self._listen, name="trioserve inspector", daemon=True)
-            self._thread.start()
+            with signals_held_back():
+                self._thread.start()
             self._opened = opened.pop_all()
         # A forked child has no such thread, and must not keep clients waiting once we have ended.
         if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has neither

@@ -183,6 +183,22 @@ class HeldInterrupts(trio.abc.Instrument):
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """A thread that is started in this block, and those that it starts, leave our signals to the others.
+
+    What HeldInterrupts holds back in the main thread would otherwise come to them.
+    """
+    if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*_SIGNALS, *_EARLY_SIGNALS])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def signal_name(number: int) -> str:
     """Such as "signal SIGKILL"; numbers without a name are shown as they are."""
     try:
