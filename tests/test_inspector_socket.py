@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -237,6 +238,18 @@ def test_accepting_fails(inspection: Inspection, monkeypatch: pytest.MonkeyPatch
 
 
 # The life of it
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="other systems do not tell what a thread holds back")
+def test_signals_are_for_others(inspection: Inspection) -> None:
+    """Its threads leave signals to the main thread, which may hold them back for a moment."""
+    with answering(inspection):
+        [thread] = [one for one in threading.enumerate() if one.name == "trioserve inspector"]
+        status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+        held = int(status.partition("SigBlk:")[2].split()[0], 16)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            assert held >> (number - 1) & 1
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
 
 
 def test_not_wanted(inspection: Inspection) -> None:

@@ -255,7 +255,8 @@ def deaf_threads() -> Iterator[None]:
     """Threads that are started in this block take no signal that is meant for the process.
 
     Handlers run in the main thread alone. The system wakes whichever thread takes a signal, and if that is another one
-    while an application sleeps in the main thread, the handler waits until that has slept enough.
+    while an application sleeps in the main thread, the handler waits until that has slept enough. What the main thread
+    holds back would come to them, too.
     """
     if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
         yield
