@@ -82,8 +82,11 @@ def instances(folder: Path, command: list[str]) -> Iterator[Instances]:
         made.programs = [made.start(0), made.start(1)]
         yield made
         for program in made.programs:
-            program.signal(signal.SIGINT)
-            program.signal(signal.SIGINT)
+            program.signal()
+        for program in made.programs:
+            program.wait_for("Ctrl-C again cuts")
+            program.signal()  # without further delay
+        for program in made.programs:
             assert program.wait() == 0
         assert "Traceback" not in made.errors
 
@@ -260,7 +263,9 @@ def test_tls_and_the_proxy_protocol_behind_haproxy(tmp_path: Path) -> None:
 def test_haproxy_notices_what_is_not_ready(tmp_path: Path) -> None:
     """In the drain_delay an instance still serves, while HAProxy sends it nothing any more."""
     write_main(tmp_path)
-    with instances(tmp_path, plain_command()) as pair, haproxy(tmp_path, pair) as port:
+    command = plain_command()
+    command[command.index("--drain-delay") + 1] = "60"  # long enough to look at it on a slow machine
+    with instances(tmp_path, command) as pair, haproxy(tmp_path, pair) as port:
         first, second = pair.programs
 
         def worker(target: int) -> int:
@@ -271,5 +276,6 @@ def test_haproxy_notices_what_is_not_ready(tmp_path: Path) -> None:
         wait_until(lambda: not pair.is_ready(0), "it says that it is not ready")
         wait_until(lambda: {worker(port) for _ in range(20)} == {second.process.pid}, "HAProxy has heard of it")
         assert worker(pair.ports[0]) == first.process.pid
+        first.signal(signal.SIGTERM)  # once more: without further delay
         assert first.wait() == 0
         pair.programs[0] = pair.start(0)
