@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
+from trio_websocket import open_websocket_url
 
 from trioserve.config import Config
 from trioserve.errors import Refusal, usual_refusal
@@ -263,6 +264,24 @@ async def test_requests_of_a_server():
     assert figures["rejected", "400", "malformed"] == 1
     assert figures["tasks",] >= 3
     assert all(map(is_known, figures))
+
+
+async def test_websockets_of_a_server():
+    """With metrics_bind each WebSocket that has closed is measured, by its close code."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    async with measured(app, lifespan="off") as (server, _):
+        async with open_websocket_url(server.urls[0].replace("http", "ws", 1)) as client:
+            await client.aclose(4000)
+        await until(lambda: server.figures()["websockets_open",] == 0)
+        figures = server.figures()
+    assert figures["websockets_closed", "4xxx"] == 1
+    assert figures["websockets_opened",] == 1
+    assert figures["requests", "GET", "1xx", "ok"] == 1
 
 
 async def test_nothing_is_measured_unasked():

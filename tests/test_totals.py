@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from trioserve.config import Config
 from trioserve.process.child import Worker
@@ -195,6 +196,19 @@ class Fake(Worker):
     def close(self):
         os.close(self.reading)
         os.close(self._orders)
+
+
+async def test_what_is_heard():
+    """Figures and reports come in any pieces; what is neither is passed over."""
+    with closing(Fake(serves=False)) as worker:
+        sending, receiving = trio.testing.memory_stream_one_way_pair()
+        (line, figures), *_ = figures_lines(MANY)
+        for piece in (line[:10], line[10:] + b"nonsense\n", b'{"figures": 3}\n' + report_line(Report.READY)):
+            await sending.send_all(piece)
+        await sending.aclose()
+        await worker._hear(receiving)
+        assert worker.figures == figures
+        assert worker.serves
 
 
 async def test_workers_are_asked_for_what_they_count_now(autojump_clock):
