@@ -20,8 +20,9 @@ OWN_EXTRAS = {"test", "fuzz", "bench", "dev"}  # for work on trioserve; every ot
 FAILURE_TESTS = "tests/test_failures_elsewhere.py"  # the four ways in which other servers hurt their users
 # Their tests start processes and look at them from outside, so that no other test can be in their way.
 IN_PROCESSES_OF_THEIR_OWN = (
-    *("awkward_moments", "cli", "examples", "metrics_runs", "pytest_plugin_errors", "pytest_plugin_runs"),
-    *("readme_examples", "reload", "single", "worker_failures", "worker_load", "worker_rolls", "worker_tls"),
+    *("awkward_moments", "cli", "examples", "inspect_command", "log_config", "metrics_runs", "pid_file"),
+    *("pytest_plugin_errors", "pytest_plugin_runs", "readme_examples", "readme_logs", "reload", "single"),
+    *("worker_failures", "worker_load", "worker_rolls", "worker_tls"),
 )
 # Their many cases take long, and each of them makes all that it uses anew.
 MANY_CASES = ("fuzz", "hostile_clients", "hostile_shutdown", "smuggling", "stress")
