@@ -24,7 +24,7 @@ FLOORS = (
     # F1 tools
     (
         *("clock", "drain", "bell", "linger", "formatters", "request_ids", "access_log", "metrics", "figures"),
-        *("forwarded", "whereabouts", "slow_requests", "context", "observer", "activity"),
+        *("forwarded", "calls", "waits", "slow_requests", "context", "observer", "activity"),
     ),
     # F2 the application
     ("asgi.*",),
@@ -33,7 +33,7 @@ FLOORS = (
     # F4 sockets
     ("net.*", "lanes", "connection"),
     # F5 one server
-    ("server", "inspector", "waits", "snapshot", "outline"),
+    ("server", "inspector", "snapshot", "outline"),
     # F6 processes
     ("process.*",),
     # F7 edges

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
+from starlette.concurrency import run_in_threadpool
 
 from trioserve import snapshot as module
 from trioserve.activity import State
@@ -140,6 +141,25 @@ async def test_idle_and_background(births: Births) -> None:
         assert [one.get("exchange") for one in second["tasks"]] == [None]
         assert second["tasks"][0]["waits_for"] == "the next request"
         await idle.aclose()
+
+
+async def test_a_function_in_a_thread(births: Births) -> None:
+    """Where no code of the application's waits for it, as with a `def` endpoint, it is the place; for any thread."""
+    release = threading.Event()
+
+    def endpoint() -> None:
+        release.wait(10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_in_threadpool, endpoint)
+        await trio.testing.wait_all_tasks_blocked()
+        [task] = nursery.child_tasks
+        shot = Snapshot(scene_of(births), Request(), ())
+        node = await trio.to_thread.run_sync(shot.tree, task)
+        release.set()
+    assert node["waits_for"] == "its thread"
+    assert node["at"]["line"] == endpoint.__code__.co_firstlineno
+    assert node["at"]["function"].endswith(".endpoint")
 
 
 async def test_limit(births: Births) -> None:

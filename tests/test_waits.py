@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import os
-import sysconfig
+import threading
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
-from typing import cast
 
+import anyio
 import pytest
 import trio
 import trio.testing
+from starlette.concurrency import run_in_threadpool
 
-import trioserve
-from trioserve.inspector import Call, calls_of
-from trioserve.waits import WORDS, Wait, find_place, find_wait, to_place
+from trioserve.calls import calls_of
+from trioserve.types import AnyValue
+from trioserve.waits import TASKS_AT_MOST, WORDS, Wait, find_deepest_wait, find_wait
 
-STANDARD = sysconfig.get_path("stdlib")
-INSTALLED = os.path.join(sysconfig.get_path("purelib"), "site-packages")
+from .test_calls import APP, FRAMEWORK, LIBRARY, OWN, SLEEP, call, module_at
+
+pytestmark = pytest.mark.timeout(20)
+
+Function = Callable[[], Awaitable[object]]
+Told = tuple[str | None, str | None]
 
 
 @pytest.mark.parametrize("module", WORDS)
@@ -31,97 +35,250 @@ def test_functions_that_have_words_are_there(module: str) -> None:
         assert callable(found)
 
 
-async def wait_of(function: Callable[[], Awaitable[object]]) -> Wait:
-    """What a task in this function waits for."""
+BODY = call(OWN.code.co_filename, "HTTPCall._wait_turn", "trioserve.asgi.http")
+NURSERY = call(SLEEP.code.co_filename, "NurseryManager.__aexit__", "trio._core._run")
+ENTERED = call(LIBRARY.code.co_filename, "Client.__aenter__", "client._api")
+UNKNOWN = call(SLEEP.code.co_filename, "wait_readable", "trio.lowlevel")
 
-    async def call() -> None:
-        await function()
+WHATS = {
+    "below the application": ([OWN, APP, SLEEP], "a sleep to end"),
+    "the server's own": ([OWN, SLEEP], "a stop"),
+    "what the server itself waits for without words": ([UNKNOWN], None),
+    "a library's name": ([OWN, FRAMEWORK, APP, FRAMEWORK, LIBRARY, SLEEP], "client.Client.get"),
+    "not a library's name that is Python's": ([OWN, APP, ENTERED, SLEEP], "a sleep to end"),
+    "the client, whoever reads": ([OWN, APP, LIBRARY, BODY], "the request body"),
+    "below a framework": ([OWN, FRAMEWORK, NURSERY], "its child tasks"),
+    "a name where there are no words": ([OWN, APP, UNKNOWN], "trio.wait_readable"),
+    "nothing": ([OWN, APP], None),
+}
 
+
+@pytest.mark.parametrize("which", WHATS)
+def test_what(which: str) -> None:
+    """What the server did above the application is not what that waits for; of the calls below it the outermost says
+    most.
+    """
+    calls, expected = WHATS[which]
+    assert find_wait(calls, None).what == expected
+
+
+# --- tasks
+
+
+async def look(function: Function, find: Callable[[trio.lowlevel.Task], Wait] = find_deepest_wait) -> Told:
+    """Start it in a task, wait until nothing moves, and look: what it waits for, and where."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(call)
+        nursery.start_soon(function, name="looked at")
         await trio.testing.wait_all_tasks_blocked()
         [task] = nursery.child_tasks
-        wait = find_wait(calls_of(task), None)
+        found = find(task)
         nursery.cancel_scope.cancel()
-    return wait
+    return found.what, None if found.place is None else str(found.place)
 
 
-async def hold_children() -> None:
+def line_of(function: AnyValue, offset: int) -> str:
+    code = function.__code__
+    return f"{code.co_filename}:{code.co_firstlineno + offset} in {code.co_qualname}"
+
+
+async def sleeps() -> None:
+    await trio.sleep(100)
+
+
+async def calls_what_sleeps() -> None:
+    await sleeps()
+
+
+async def waits_for_a_lock() -> None:
+    lock = trio.Lock()
+    await lock.acquire()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enters, lock)
+
+
+async def enters(lock: trio.Lock) -> None:
+    async with lock:
+        pass
+
+
+async def waits_for_its_tasks() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.sleep_forever)
 
 
-async def own_trap() -> None:
+async def waits_for_an_event() -> None:
+    await trio.Event().wait()
+
+
+async def waits_for_a_semaphore() -> None:
+    await trio.Semaphore(0).acquire()
+
+
+async def sends() -> None:
+    sending, _receiving = trio.open_memory_channel[int](0)
+    await sending.send(1)
+
+
+async def receives() -> None:
+    _sending, receiving = trio.open_memory_channel[int](0)
+    await receiving.receive()
+
+
+async def is_forever() -> None:
+    await trio.sleep_forever()
+
+
+async def uses_anyio() -> None:
+    await anyio.sleep(100)
+
+
+async def uses_a_trap() -> None:
     await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
 
 
-def make_waits() -> dict[str, Callable[[], Awaitable[object]]]:
-    full, empty = trio.open_memory_channel[int](0)
-    return {
-        "a sleep to end": lambda: trio.sleep(1000),
-        "its cancellation": trio.sleep_forever,
-        "an event": trio.Event().wait,
-        "a semaphore": trio.Semaphore(0).acquire,
-        "room in a memory channel": lambda: full.send(1),
-        "a memory channel": empty.receive,
-        "its child tasks": hold_children,
-    }
+async def generates() -> None:
+    async def generator() -> AnyValue:
+        await sleeps()
+        yield
+
+    async for _ in generator():
+        pass
 
 
-@pytest.mark.parametrize("words", make_waits())
-async def test_words(words: str) -> None:
-    """A wait is told by what the application called, and where it did."""
-    wait = await wait_of(make_waits()[words])
-    assert wait.what == words
-    assert wait.place is not None
-    assert wait.place.code.co_filename == __file__
+@pytest.mark.parametrize(
+    ("function", "where", "offset", "what"),
+    [
+        (sleeps, sleeps, 1, "a sleep to end"),
+        (calls_what_sleeps, sleeps, 1, "a sleep to end"),
+        (generates, sleeps, 1, "a sleep to end"),
+        (uses_anyio, uses_anyio, 1, "a sleep to end"),
+        (waits_for_a_lock, enters, 1, "a lock"),
+        (waits_for_an_event, waits_for_an_event, 1, "an event"),
+        (waits_for_a_semaphore, waits_for_a_semaphore, 1, "a semaphore"),
+        (sends, sends, 2, "room in a memory channel"),
+        (receives, receives, 2, "a memory channel"),
+        (is_forever, is_forever, 1, "its cancellation"),
+        (uses_a_trap, uses_a_trap, 1, "trio.wait_task_rescheduled"),
+    ],
+)
+async def test_the_innermost_of_the_application(
+    autojump_clock: trio.testing.MockClock, function: Function, where: AnyValue, offset: int, what: str
+) -> None:
+    """The place is the last line before a library's, and the wait what that calls."""
+    assert await look(function) == (what, line_of(where, offset))
 
 
-async def test_wait_without_words() -> None:
-    """A wait that nothing is known of is told by its place."""
-    wait = await wait_of(own_trap)
-    assert wait.what is None
-    assert wait.place is not None
-    assert wait.place.code is own_trap.__code__
+async def test_a_task_below() -> None:
+    """A middleware waits for the task in which the rest of the application runs: that is where to look."""
+
+    async def middleware() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever, name="a listener")
+            nursery.start_soon(calls_what_sleeps, name="b handler")
+
+    assert await look(middleware) == ("a sleep to end", line_of(sleeps, 1))
 
 
-def call(file: str, function: str = "f", module: str = "somewhere") -> Call:
-    code = SimpleNamespace(co_filename=file, co_qualname=function)
-    return Call(cast("Callable[[], None]", code), 7, {"__name__": module})  # type: ignore[arg-type]
+WITH_CHILD = """import trio
+async def call():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+"""
+SOURCE = "import trio\nasync def call(next=trio.sleep_forever):\n    await next()\n"
 
 
-OWN = call(os.path.join(os.path.dirname(trioserve.__file__), "server.py"), "Server.run", "trioserve.server")
-DEMO = call(os.path.join(os.path.dirname(trioserve.__file__), "demo.py"), "app", "trioserve.demo")
-PYTHON = call(os.path.join(STANDARD, "threading.py"))
-FROZEN = call("<frozen runpy>")
-LIBRARY = call(os.path.join(INSTALLED, "starlette", "routing.py"), module="starlette.routing")
-SHOP = call(os.path.join(INSTALLED, "shop", "app.py"), module="shop.app")
-APP = call("/srv/app/main.py", module="main")
-SLEEP = call(os.path.join(os.path.dirname(trio.__file__), "_timeouts.py"), "sleep", "trio._timeouts")
+async def test_what_tells_more_is_chosen() -> None:
+    """A task without any foreign code below says less than one with a framework's, or with the application's."""
 
-PLACES = {
-    "the application's innermost": ([OWN, APP, LIBRARY, SLEEP], None, APP),
-    "an installed application's": ([OWN, SHOP, LIBRARY, SLEEP], "shop", SHOP),
-    "one nobody knows the package of": ([OWN, SHOP, LIBRARY, SLEEP], None, LIBRARY),
-    "a library's": ([OWN, LIBRARY, PYTHON, FROZEN], "shop", LIBRARY),
-    "the demo's": ([OWN, DEMO, SLEEP], "trioserve", DEMO),
-    "none": ([OWN, PYTHON, SLEEP], "main", None),
-}
+    async def listener() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await sleeps()
+
+    assert await look(listener) == ("a sleep to end", line_of(sleeps, 1))
+    assert await look(waits_for_its_tasks) == ("its child tasks", line_of(waits_for_its_tasks, 1))
+    path = "/x/site-packages/starlette/routing.py"
+    framework = module_at(path, "starlette.routing", WITH_CHILD)
+    assert await look(framework.call) == ("its child tasks", f"{path}:3 in call")
 
 
-@pytest.mark.parametrize("which", PLACES)
-def test_places(which: str) -> None:
-    """The place is the application's own, else that of a library, and never one of ours, Trio's or Python's."""
-    calls, package, expected = PLACES[which]
-    assert find_place(calls, package) is expected
+async def test_more_tasks_than_anyone_looks_at() -> None:
+    """Only so many are looked at."""
+
+    async def deep(depth: int) -> None:
+        async with trio.open_nursery() as nursery:
+            if depth:
+                nursery.start_soon(deep, depth - 1)
+            else:
+                nursery.start_soon(sleeps)
+
+    assert (await look(functools.partial(deep, TASKS_AT_MOST - 3)))[0] == "a sleep to end"
+    assert (await look(functools.partial(deep, TASKS_AT_MOST)))[0] == "its child tasks"
 
 
-def test_words_of_the_outermost_call_below_the_application() -> None:
-    """What the server did above the application is not what that waits for."""
-    assert find_wait([OWN, APP, SLEEP], None).what == "a sleep to end"
-    assert find_wait([OWN, SLEEP], None).what == "a stop"
+async def test_no_application_at_all() -> None:
+    """Of a task without the application's code there is only what it waits for."""
+    assert await look(trio.sleep_forever) == ("its cancellation", None)
 
 
-def test_place_as_plain_values() -> None:
-    """A place is a file, a line and a function."""
-    assert to_place(APP) == {"file": "/srv/app/main.py", "line": 7, "function": "f"}
+@pytest.mark.parametrize("path", ["/srv/.venv/lib/python3/site-packages/client.py", "/usr/dist-packages/client.py"])
+async def test_what_is_installed_is_not_the_application(path: str) -> None:
+    """A client library is what the application waits for."""
+    client = module_at(path, "client", SOURCE)
+
+    async def handler() -> None:
+        await client.call()
+
+    assert await look(handler) == ("client.call", line_of(handler, 1))
+
+
+async def test_an_application_that_is_installed() -> None:
+    """Where all is installed the application is what is no framework."""
+    application = module_at("/x/site-packages/shop/main.py", "shop.main", SOURCE)
+    framework = module_at("/x/site-packages/starlette/routing.py", "starlette.routing", SOURCE)
+    found = await look(functools.partial(framework.call, application.call))
+    assert found == ("its cancellation", "/x/site-packages/shop/main.py:3 in call")
+
+
+# --- threads
+
+
+async def look_in_thread(function: Function, end: Callable[[], None], *, closely: bool = True) -> Told:
+    def find(task: trio.lowlevel.Task) -> Wait:
+        found = find_wait(calls_of(task, closely=closely), None)
+        end()
+        return found
+
+    return await look(function, find)
+
+
+def block(release: threading.Event) -> None:
+    release.wait(10)
+
+
+@pytest.mark.parametrize("way", [run_in_threadpool, anyio.to_thread.run_sync, trio.to_thread.run_sync])
+async def test_a_function_in_a_thread(way: AnyValue) -> None:
+    """Where no code of the application's awaits the function, that is the place."""
+    release = threading.Event()
+    assert await look_in_thread(lambda: way(block, release), release.set) == ("its thread", line_of(block, 0))
+
+
+async def test_a_function_in_a_thread_that_the_application_awaits() -> None:
+    """The place is where it is awaited, and the function is named, if it was looked for."""
+
+    async def handler() -> None:
+        await trio.to_thread.run_sync(block, release)
+
+    for closely, what in ((True, f"{__name__}.block in a thread"), (False, "a thread")):
+        release = threading.Event()
+        assert await look_in_thread(handler, release.set, closely=closely) == (what, line_of(handler, 1))
+
+
+async def test_a_function_in_a_thread_that_is_not_python_s() -> None:
+    """One without a line is no place, and is named."""
+    lock = threading.Lock()
+    lock.acquire()
+    what, place = await look_in_thread(lambda: run_in_threadpool(lock.acquire), lock.release)
+    assert what == "lock.acquire in a thread"
+    assert place is not None
+    assert place.endswith(" in run_in_threadpool")

@@ -6,7 +6,6 @@ that goes on meanwhile is no picture of one moment: a task that moves can be mis
 
 from __future__ import annotations
 
-import contextlib
 import linecache
 import sys
 import threading
@@ -14,11 +13,10 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from types import CodeType, FrameType
 
 import trio
 
-from .types import AnyValue
+from .calls import Call, calls_of
 
 TASK_LIMIT = 2000
 """Tasks that are shown with where they wait; of the others, what is noted of them, and how many they are."""
@@ -42,22 +40,6 @@ class Place:
     @property
     def is_running(self) -> bool:
         return self.task.coro.cr_running
-
-
-@dataclass(frozen=True)
-class Call:
-    """Where a function has got to. Not its frame: whoever holds that keeps the function's variables alive."""
-
-    code: CodeType
-    line: int | None  # None between two lines, at code that belongs to none
-    module: dict[str, AnyValue]
-
-    @classmethod
-    def of(cls, frame: FrameType, line: int | None) -> Call:
-        return cls(frame.f_code, line, frame.f_globals)
-
-    def __str__(self) -> str:
-        return f"{self.code.co_filename}:{self.line or '?'} in {self.code.co_qualname}"
 
 
 Notes = Mapping[trio.lowlevel.Task, str]
@@ -145,16 +127,6 @@ def _describe_task(place: Place, notes: Notes) -> list[str]:
     if len(calls) > FRAME_LIMIT:
         lines.append(f"{margin}    ...")
     return lines + [f"{margin}    {call}" for call in calls[-FRAME_LIMIT:]]
-
-
-def calls_of(task: trio.lowlevel.Task) -> list[Call]:
-    """The calls that a task waits in, the innermost last. For any thread."""
-    calls: list[Call] = []
-    # The task may go on while it is looked at: then a generator that it waited in can lose its frame under Trio's
-    # hands, and what was found so far is all there is to tell.
-    with contextlib.suppress(AttributeError):
-        calls += (Call.of(*one) for one in task.iter_await_frames())
-    return calls
 
 
 def format_thread_stacks() -> str:

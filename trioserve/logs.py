@@ -113,8 +113,8 @@ class SlowRecord:
     """What is told of a request that takes long, while it runs.
 
     ``age`` is seconds from its head; ``status`` is None if no response was begun. ``place`` is where the application's
-    code is, "file:line in function", and ``waits_for`` what it waits for there; None if nobody can tell. ``more``: so
-    many others take long, too, and are not told of.
+    code is, else that of a library, "file:line in function", and ``waits_for`` what it waits for there; None if nobody
+    can tell. ``more``: so many others take long, too, and are not told of.
     """
 
     client: str

@@ -11,7 +11,7 @@ import trio
 from .clock import Clock
 from .exchange import Request
 from .logs import SlowRecord, contain, log_slow, slow_log
-from .whereabouts import Whereabouts, find_wait
+from .waits import Wait, find_deepest_wait
 
 PAUSE = 1.0
 """Seconds between two lines at least; what is not said meanwhile is counted."""
@@ -101,7 +101,7 @@ class SlowRequests:
 
     def _tell(self, exchange: ActiveExchange, now: float, more: int) -> None:
         task, request = self._active[exchange], exchange.request
-        wait = Whereabouts() if task is None else find_wait(task)
+        wait = Wait() if task is None else find_deepest_wait(task)
         log_slow(
             SlowRecord(
                 client=request.endpoint.client_name,
@@ -110,8 +110,8 @@ class SlowRequests:
                 http_version=request.http_version,
                 status=exchange.status,
                 age=now - exchange.started,
-                place=wait.place,
-                waits_for=wait.waits_for,
+                place=None if wait.place is None else str(wait.place),
+                waits_for=wait.what,
                 more=more,
                 request_id=request.id,
             )

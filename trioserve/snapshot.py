@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import trio
 
 from .activity import ConnectionActivity, OpenExchange
-from .inspector import SYSTEM_NURSERIES, Call, calls_of, name_of
+from .calls import Call, calls_of, find_place
+from .inspector import SYSTEM_NURSERIES, name_of
 from .lanes import TASK_NAME
 from .types import PlainValues
-from .waits import find_place, find_wait, to_place
+from .waits import find_wait
 
 TASK_LIMIT = 2000
 """Tasks of a snapshot that are described; the others are counted."""
@@ -190,13 +191,13 @@ class Snapshot:
             place = find_place(calls, scene.package)
             node |= {"state": "running", "waits_for": None}
         else:
-            calls = calls_of(task)
+            calls = calls_of(task, closely=True)
             wait = find_wait(calls, scene.package)
             place = wait.place
             # A coroutine that is neither running nor suspended has not begun.
             state = "waiting" if task.coro.cr_suspended else "not begun"
             node |= {"state": state, "waits_for": wait.what}
-        node["at"] = None if place is None else to_place(place)
+        node["at"] = None if place is None else place.to_plain()
         if self._request.stacks:
             node["stack"] = [str(call) for call in calls[-STACK_LIMIT:]]
         exchange = exchanges.get(task)

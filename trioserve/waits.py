@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
 
-from .inspector import Call
-from .types import PlainValues
+from .calls import Call, Function, Origin, calls_of, find_innermost, origin_of
+
+TASKS_AT_MOST = 100
+"""Tasks below one that are looked at: handlers may have started thousands."""
 
 CLIENT_TAKES = "the client to take what was sent"
 BODY = "the request body"
@@ -76,76 +75,64 @@ WORDS = {
 }
 """What who is in these functions waits for; the functions of a module by their qualified names."""
 
-_OWN = os.path.dirname(__file__)
-_OURS = tuple(os.path.join(folder, "") for folder in (_OWN, os.path.dirname(trio.__file__)))
-_DEMOS = os.path.join(_OWN, "demo")
-_STANDARD_LIBRARY = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
-
 
 @dataclass(frozen=True)
 class Wait:
-    """``what`` in words, None if nothing tells; ``place`` is the innermost call of the application, or of a library
-    that it uses, None where there is but the server's own.
-    """
+    """``what`` in words, None if nothing tells; ``place`` as find_place tells it, and ``origin`` whose that is."""
 
-    what: str | None
-    place: Call | None
+    what: str | None = None
+    place: Call | None = None
+    origin: Origin = Origin.SERVER
+
+
+def find_deepest_wait(top: trio.lowlevel.Task) -> Wait:
+    """What the application waits for in this task, or below it, if it has started others there and waits for them."""
+    found = Wait()
+    ahead = [top]
+    for _ in range(TASKS_AT_MOST):
+        if not ahead:
+            break
+        task = ahead.pop()
+        wait = find_wait(calls_of(task, closely=True), None)
+        # Of several that tell as much the last, which is the deepest: above it there are middlewares that wait for it.
+        if wait.origin >= found.origin:
+            found = wait
+        # Names make the choice the same each time; a set of tasks has no order.
+        children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        ahead += sorted(children, key=lambda child: child.name, reverse=True)
+    return found
 
 
 def find_wait(calls: Sequence[Call], package: str | None) -> Wait:
-    """Tell what a task waits for from its calls, the innermost last.
+    """Tell what a task waits for from its calls, the innermost last; ``package`` as for find_place.
 
-    ``package`` is the application's, which may be installed among the libraries; None if nobody knows.
+    If the application's code is but in a thread, the place is where that function begins.
     """
-    place, start = _find_place(calls, package)
+    origin, number = find_innermost(calls, package)
+    function = next((call.function for call in calls if call.function is not None), None)
+    if function is not None and function.place is not None and origin_of(function.place, package) > origin:
+        return Wait("its thread", function.place, origin_of(function.place, package))
+    if origin is Origin.SERVER:
+        return Wait(next(iter(_find_words(calls)), None))
+    return Wait(_describe(calls[number + 1 :], function, package), calls[number], origin)
+
+
+def _describe(calls: Sequence[Call], function: Function | None, package: str | None) -> str | None:
+    """In words, from the calls below the place."""
+    # The server's own words say most: a library that reads the request waits for the client. Then a library's name.
+    ours = _find_words([call for call in calls if call.package == "trioserve"])
+    if ours:
+        return ours[0]
+    named = [call for call in calls if not call.code.co_name.startswith("__")]
+    libraries = [call.name for call in named if origin_of(call, package) is Origin.LIBRARY]
+    if libraries:
+        return libraries[0]
+    if function is not None:
+        return f"{function.name} in a thread"
     # The outermost says most: who waits for a name to be looked up waits for a thread, too.
-    words = (WORDS.get(_module_of(call), {}).get(call.code.co_qualname) for call in calls[start:])
-    return Wait(next((one for one in words if one is not None), None), place)
+    return next(iter([*_find_words(calls), *(call.name for call in named)]), None)
 
 
-def find_place(calls: Sequence[Call], package: str | None) -> Call | None:
-    """The innermost call of the application, else of a library that it uses; the innermost is the last."""
-    return _find_place(calls, package)[0]
-
-
-def _find_place(calls: Sequence[Call], package: str | None) -> tuple[Call | None, int]:
-    fallback: tuple[Call | None, int] = None, 0
-    for number in range(len(calls) - 1, -1, -1):
-        call = calls[number]
-        if _is_application(call, package):
-            return call, number
-        if fallback[0] is None and not _is_ours(call.code.co_filename):
-            fallback = call, number
-    return fallback
-
-
-def to_place(call: Call) -> PlainValues:
-    return {"file": call.code.co_filename, "line": call.line, "function": call.code.co_qualname}
-
-
-def _module_of(call: Call) -> str:
-    return str(call.module.get("__name__"))
-
-
-def _is_application(call: Call, package: str | None) -> bool:
-    if _is_ours(call.code.co_filename):
-        return False
-    return _module_of(call).partition(".")[0] == package or not _is_library(call.code.co_filename)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_ours(file: str) -> bool:
-    """Whether it is trioserve's, Trio's or Python's own; what trioserve has for trying it out is an application."""
-    # By the file: the module of a worker's is __main__.
-    if file.startswith(_OURS):
-        return not file.startswith(_DEMOS)
-    return _is_library(file) and not _is_installed(file)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_library(file: str) -> bool:
-    return _is_installed(file) or file.startswith(("<", *_STANDARD_LIBRARY))
-
-
-def _is_installed(file: str) -> bool:
-    return "site-packages" in file or "dist-packages" in file
+def _find_words(calls: Sequence[Call]) -> list[str]:
+    words = (WORDS.get(call.module_name, {}).get(call.code.co_qualname) for call in calls)
+    return [one for one in words if one is not None]

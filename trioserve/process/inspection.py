@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from ..inspector import Call, describe_running, name_stacks, take_stacks
+from ..calls import Call, find_place
+from ..inspector import describe_running, name_stacks, take_stacks
 from ..observer import Phase
 from ..server import Server
 from ..snapshot import Births, Request, Scene, Snapshot
 from ..types import PlainValues
-from ..waits import find_place, to_place
 from .banner import read_version
 
 SCHEMA = 1
@@ -141,7 +141,7 @@ class Inspection:
             "runs": False,
             "seconds": round(seconds, 3),
             "running": describe_running(root, notes),
-            "at": None if place is None else to_place(place),
+            "at": None if place is None else place.to_plain(),
         }
 
 
