@@ -26,14 +26,16 @@ pytestmark = [
 
 SERVE = ("-m", "trioserve", "main:app", "--port", "0", "--pid-file", "app.pid")
 
-# Holds a pid file until it is told to end; with a second argument a child that it has forked holds nothing.
+# Holds a pid file until it is told to end; told to fork, it has a child that holds nothing, and told to read, it does.
 HOLDER = """
 import os, sys
 from trioserve.process.pid_file import PidFile
 
 with PidFile(sys.argv[1]) as made:
     made.publish()
-    if sys.argv[2:] and not os.fork():
+    if "reads" in sys.argv:
+        open(sys.argv[1]).close()
+    if "forks" in sys.argv and not os.fork():
         sys.stdin.read()
         os._exit(0)
     print("holds", flush=True)
@@ -121,6 +123,12 @@ def test_a_crash_s_file_is_replaced(folder: Path, path: Path) -> None:
 
 
 # Which file is replaced
+
+
+def test_who_reads_its_own_file_keeps_it(path: Path) -> None:
+    """A file is a living server's, too, once the application has read it."""
+    with holder(path, "reads") as program, pytest.raises(StartupError, match=f"is that of process {program.process.pid}"):
+        hold(path)
 
 
 def test_what_a_process_has_forked_holds_no_file(path: Path) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from ..errors import StartupError
 from ..logs import server_log
+from .inspector_folder import is_alive
 
 if sys.platform == "win32":  # pragma: no cover - the tests run on POSIX
 
@@ -21,10 +22,10 @@ else:
     def _lock(file: int) -> None:
         """Mark the file as a living process's; raises OSError if it is another's.
 
-        The mark ends with the process, however that ends, and unlike flock's no child that it has forked keeps it: so
-        the file that a crash leaves is told from a living server's, and from a number that is a stranger's by now.
+        The mark ends with the process, however that ends, and so tells the file of a living server from a number that
+        is a stranger's by now. Not lockf's, which would end when the application reads the file.
         """
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class PidFile:
@@ -118,6 +119,8 @@ def _check_replaceable(path: str) -> None:
         try:
             _lock(file)
         except OSError:
-            raise StartupError(f"pid_file {path!r} is that of process {text.decode()}, which runs") from None
+            # The mark of one that has died may be held by what it has forked.
+            if not text or is_alive(int(text)):
+                raise StartupError(f"pid_file {path!r} is that of process {text.decode()}, which runs") from None
     finally:
         os.close(file)
