@@ -71,6 +71,20 @@ def test_json_access_line_without_a_response():
     assert values["first_byte"] is None
 
 
+def test_text_of_an_error():
+    """What an error quotes cannot drive a terminal: control characters are escaped, but for those of the trace."""
+
+    def emit():
+        try:
+            raise ValueError("\x1b[31mred\r\x9b")
+        except ValueError:
+            error_log.exception("wrong")
+
+    lines = shown_in(TextFormatter(), error_log, emit).split("\n")[:-1]
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1] == r"ValueError: \x1b[31mred\r\x9b"
+
+
 def test_json_error_line():
     """A JSON line carries the request line and the trace, and stays one line."""
     error = raised(ValueError("two\nlines"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -16,6 +17,7 @@ from trioserve.config import Config
 from trioserve.errors import ConfigError
 from trioserve.logs import access_log, server_log
 from trioserve.process.job import Job
+from trioserve.process.log_config import warn_if_silent
 from trioserve.process.log_setup import configure_logging
 from trioserve.process.settings import format_settings, read_settings
 from trioserve.types import PlainValues
@@ -145,6 +147,40 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, text: str | None, sai
     with pytest.raises(ConfigError) as caught:
         configure_logging(Config(log_config=str(file)))
     assert str(caught.value).startswith(said.format(file))
+
+
+@pytest.mark.parametrize("keep_notes", [True, False])
+def test_a_key_that_is_nearly_right(keep_notes: bool) -> None:
+    """A typing error would silence the server; what is like none of the keys is somebody's own affair."""
+    table = {"version": 1, "x-notes": 1} if keep_notes else {"version": 1, "handlres": {}}
+    wrong = pytest.raises(ConfigError, match=r"^log_config: there is no 'handlres'; did you mean 'handlers'\?$")
+    with contextlib.nullcontext() if keep_notes else wrong:
+        configure_logging(Config(log_config=table))
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({}, "log_config has no handler for the logger 'trioserve' or the root: nothing is shown"),
+        ({"uvicorn.access": {}}, "begins with 'trioserve' here"),
+        ({"trioserve": {"handlers": ["file"]}}, ""),
+    ],
+    ids=["none", "uvicorn's", "ours"],
+)
+@pytest.mark.parametrize("how", ["table", "file"])
+def test_silence_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: PlainValues, said: str, how: str
+) -> None:
+    """A configuration without a handler for our lines is no error, but hardly what is meant."""
+    for handler in list(logging.getLogger().handlers):  # pytest's
+        logging.getLogger().removeHandler(handler)
+    table = {**to_file(tmp_path / "app.log", loggers=named), "root": {"level": "INFO"}}
+    (tmp_path / "log.json").write_text(json.dumps(table))
+    given = table if how == "table" else str(tmp_path / "log.json")
+    configure_logging(Config(log_config=given))
+    warn_if_silent(given)
+    assert capsys.readouterr().err.strip().endswith(said)
+    assert bool(said) is not server_log.hasHandlers()
 
 
 def test_what_is_wrong_in_a_table_is_named() -> None:

@@ -124,6 +124,39 @@ def test_access_log_falls_silent_once_its_stream_is_gone(monkeypatch, capsys, en
     assert line.endswith(" warning: stdout is closed: there are no more access lines")
 
 
+class Full(io.StringIO):
+    """A stream into a file on a full disk, until there is room again."""
+
+    is_full = True
+
+    def write(self, text):
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+
+def test_full_disk(monkeypatch, capsys):
+    """What cannot be written is told of once, and not by a trace per line; once there is room lines come again."""
+    monkeypatch.setattr(sys, "stdout", Full())
+    configure_logging(Config())
+    log_exchange(RECORD)
+    log_exchange(RECORD)
+    sys.stdout.is_full = False
+    log_exchange(RECORD)
+    assert sys.stdout.getvalue().count("GET /x") == 1
+    text = "cannot write to stdout: No space left on device; log lines are lost as long as that lasts\n"
+    assert capsys.readouterr().err == text
+
+
+def test_full_disk_for_errors(monkeypatch, capsys):
+    """Where errors cannot be written nobody can be told, and the access lines go on."""
+    monkeypatch.setattr(sys, "stderr", Full())
+    configure_logging(Config())
+    server_log.info("unheard")
+    log_exchange(RECORD)
+    assert "GET /x" in capsys.readouterr().out
+
+
 def test_stderr_gone(monkeypatch, capsys):
     """Once stderr is closed there is nobody left to tell, and the access lines go on."""
     monkeypatch.setattr(sys, "stderr", Pipe())
@@ -146,16 +179,10 @@ def test_what_was_left_in_a_broken_pipe_goes_nowhere(monkeypatch):
 
 
 def test_other_errors_of_a_stream_are_shown(monkeypatch, capsys):
-    """A full disk may have room again: each failure is logging's to show, and the next line is tried."""
-
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(sys, "stdout", Full())
+    """What is wrong with a line itself is logging's to show, each time."""
     configure_logging(Config())
-    log_exchange(RECORD)
-    log_exchange(RECORD)
+    server_log.info("%d", "no number")
+    server_log.info("%d", "no number")
     assert capsys.readouterr().err.count("--- Logging error ---") == 2
 
 

@@ -308,6 +308,7 @@ async def test_order_before_the_process(folder):
     worker = Worker("main:app", Config(port=0), (), lambda: news.append(worker.exit_code))
     worker.order(Order.STOP)
     assert worker.is_leaving
+    assert worker.to_plain(0)["state"] == "leaving"
     with trio.fail_after(PATIENCE):
         await worker.run()
     assert worker.exit_code == 0
@@ -409,6 +410,18 @@ async def test_one_fewer_with_a_socket_of_its_own(folder, said):
         supervisor.stop()
     assert codes == [0]
     assert "connections that wait in the queue of its listener may be reset" in said()
+
+
+async def test_without_an_inspector_nothing_is_swept(folder, monkeypatch, said):
+    """A server whose processes offer no sockets leaves those of others alone when a worker has ended."""
+    swept = []
+    monkeypatch.setattr("trioserve.process.supervisor.sweep_folders", lambda: swept.append(1))
+    supervisor = supervise(inspector=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.run)
+        await wait_for_workers(supervisor, 2)
+        supervisor.stop()
+    assert not swept
 
 
 async def test_other_signals_are_nothing_to_the_pool(folder, said):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 
 from .logs import ExchangeRecord, Outcome, SlowRecord, WebSocketRecord, quotable
-from .types import PlainValues
+from .types import AnyValue, PlainValues
 
 # CRITICAL is what ends the process: logged so because no log_level silences it, called "error" because it is one.
 _LABELS = {logging.CRITICAL: "error"}
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but not a line's end and a tab, which traces are made of
 _COLOR_ERROR, _COLOR_WARNING, _COLOR_FINE, _COLOR_FAINT = "31", "33", "32", "2"
 
 
@@ -32,6 +34,10 @@ class TextFormatter(logging.Formatter):
         request_id = _request_id_of(record)
         tag = "" if request_id is None else f"[{quotable(request_id)}] "
         return f"{time} {label}: {tag}{record.message}"
+
+    def formatException(self, ei: AnyValue) -> str:  # noqa: N802 - logging's own name
+        # An error's text may quote what a client has sent, and this may be shown on a terminal.
+        return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], super().formatException(ei))
 
 
 class AccessLineFormatter(TextFormatter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import logging.config
 import tomllib
@@ -10,8 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..logs import server_log
 from ..option_tables import show
 from ..types import AnyValue, PlainValues
+
+_KEYS = {"version", "formatters", "filters", "handlers", "loggers", "root", "incremental", "disable_existing_loggers"}
 
 
 def apply_log_config(given: str | Mapping[str, AnyValue]) -> None:
@@ -24,10 +28,25 @@ def apply_log_config(given: str | Mapping[str, AnyValue]) -> None:
     table = _read_file(Path(given)) if isinstance(given, str) else copy.deepcopy(dict(given))
     where = f"log_config {given}" if isinstance(given, str) else "log_config"
     table.setdefault("disable_existing_loggers", False)
+    for key in table.keys() - _KEYS:
+        # Others are left alone, as dictConfig does: somebody may keep notes of his own there.
+        if near := difflib.get_close_matches(str(key), _KEYS, 1):
+            raise ConfigError(f"{where}: there is no {key!r}; did you mean {near[0]!r}?")
     try:
         logging.config.dictConfig(table)
     except Exception as error:  # noqa: BLE001 - it calls what the table names, which may raise anything
         raise ConfigError(f"{where}: {': '.join(_texts_of(error))}") from None
+
+
+def warn_if_silent(given: str | Mapping[str, AnyValue]) -> None:
+    """Say so if nothing of what trioserve logs is shown anywhere, once it is applied; Python shows this by itself."""
+    if server_log.hasHandlers():
+        return
+    hint = ""
+    loggers = (_read_file(Path(given)) if isinstance(given, str) else given).get("loggers")
+    if isinstance(loggers, dict) and any(str(name).startswith("uvicorn") for name in loggers):
+        hint = "; what uvicorn calls 'uvicorn', 'uvicorn.error' and 'uvicorn.access' begins with 'trioserve' here"
+    server_log.warning("log_config has no handler for the logger 'trioserve' or the root: nothing is shown%s", hint)
 
 
 def _texts_of(error: BaseException) -> Iterator[str]:

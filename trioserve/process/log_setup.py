@@ -21,6 +21,7 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO, config: Config, *, takes_access: bool, use_colors: bool) -> None:
         super().__init__(stream)
         self._takes_access = takes_access
+        self._has_failed = False
         self.addFilter(lambda record: (record.name == access_log.name) is takes_access)
         if config.log_format == "json":
             self.setFormatter(JSONFormatter())
@@ -30,7 +31,14 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         """Fall silent once the stream is gone (``trioserve ... | head``); logging's own prints a trace per line."""
-        if not (isinstance(sys.exception(), BrokenPipeError) or self.stream.closed):
+        error = sys.exception()
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            # A full disk, say, which may be mended, and for which a trace per line does nothing.
+            if not self._has_failed:
+                self._has_failed = True
+                _tell_of_failure(self.stream, error)
+            return
+        if not (isinstance(error, BrokenPipeError) or self.stream.closed):
             super().handleError(record)
             return
         # Not removed: logging is just walking along the list of handlers.
@@ -38,6 +46,14 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
         _send_nowhere(self.stream)
         if self._takes_access:
             server_log.warning("stdout is closed: there are no more access lines")
+
+
+def _tell_of_failure(stream: TextIO, error: OSError) -> None:
+    # It may be the very stream that cannot be written to.
+    with contextlib.suppress(OSError, ValueError):
+        name = "stdout" if stream is sys.stdout else "stderr"
+        text = f"cannot write to {name}: {error.strerror}; log lines are lost as long as that lasts"
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - logging has just failed
 
 
 def _send_nowhere(stream: TextIO) -> None:

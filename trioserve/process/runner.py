@@ -17,6 +17,7 @@ from .deadline import show_crashes
 from .exits import EXIT_CANNOT_START, EXIT_DRAINED, EXIT_WRONG_USAGE, report_failure
 from .inspector_socket import offer
 from .loader import imports_application, load_app, split_target
+from .log_config import warn_if_silent
 from .log_setup import configure_logging
 from .pid_file import PidFile
 from .pool import Pool
@@ -81,6 +82,8 @@ def run_settings(app: ASGIApp | str, settings: Settings, *, ends_process: bool) 
         source = settings.sources["log_config"]
         print(f"error: {error}" + ("" if source == COMMAND_LINE else f" ({source})"), file=sys.stderr)  # noqa: T201
         return EXIT_WRONG_USAGE
+    if config.log_config is not None:
+        warn_if_silent(config.log_config)
     for warning in settings.warnings:
         server_log.warning(warning)
     try:
