@@ -109,6 +109,19 @@ def test_the_manifest_s_parts_name_each_other(manifest):
     ]
 
 
+def test_the_metrics_port_is_for_prometheus_only(manifest):
+    """Of the pods that the Deployment makes anybody reaches the application, and one namespace the metrics."""
+    policy = manifest["NetworkPolicy"]["spec"]
+    assert policy["podSelector"] == manifest["Deployment"]["spec"]["selector"]
+    assert policy["policyTypes"] == ["Ingress"]
+    rules = {one["ports"][0]["port"]: one.get("from") for one in policy["ingress"] if len(one["ports"]) == 1}
+    assert list(rules) == [one["name"] for one in container_of(manifest)["ports"]] == ["http", "metrics"]
+    assert rules["http"] is None
+    ((chosen,),) = rules["metrics"]
+    assert chosen == "namespaceSelector"
+    assert "--inspector" not in container_of(manifest)["args"]
+
+
 # systemd
 
 
@@ -133,6 +146,16 @@ def test_the_service_belongs_to_its_socket():
     assert "shop.socket" in settings(service, "Unit")["After"]
 
 
+def test_what_the_text_explains_is_in_the_units():
+    """Each setting that the guide explains stands in one of the units, with the value that is explained."""
+    found = [settings(unit("shop.service"), "Service"), settings(unit("shop.socket"), "Socket")]
+    explained = re.findall(r"^- \*\*`(\w+)=([\w-]*)`\*\*", section(GUIDE, "### systemd"), re.MULTILINE)
+    assert {"Type", "KillMode", "RestartPreventExitStatus"} <= {name for name, _ in explained}
+    for name, value in explained:
+        (set_here,) = [one[name] for one in found if name in one]
+        assert value in ("", set_here), name
+
+
 # The container
 
 
@@ -148,7 +171,9 @@ def test_the_container_file(monkeypatch, tmp_path):
     assert name == "trioserve"
     config = parse(arguments, monkeypatch, tmp_path)
     assert config.host == "0.0.0.0"
-    assert last["EXPOSE"].split() == [str(config.port), str(config.metrics_bind).rpartition(":")[2]]
+    # Not the metrics' port, which `docker run --publish-all` would open to other machines.
+    assert last["EXPOSE"].split() == [str(config.port)]
+    assert str(config.metrics_bind) == "0.0.0.0:9100"
     options, _, check = last["HEALTHCHECK"].partition(" CMD ")
     seconds = {name: int(value) for name, value in re.findall(r"--([\w-]+)=(\d+)s", options)}
     assert seconds["start-period"] >= DEFAULTS.timeout_startup + MARGIN
@@ -180,6 +205,32 @@ def test_haproxy_hears_of_it_in_the_drain_delay(monkeypatch, tmp_path):
     for _, *arguments in commands("### HAProxy"):
         config = parse(arguments, monkeypatch, tmp_path)
         assert config.drain_delay >= int(checks[1]) * int(checks[2]) + 2
+
+
+def test_each_server_of_haproxy_has_its_command(monkeypatch, tmp_path):
+    """The file's servers and their checks are the commands' addresses, none of which is there twice."""
+    text = block("# /etc/haproxy/haproxy.cfg\n", "haproxy", GUIDE, "### HAProxy")
+    servers = re.findall(r"^    server \w+ 127\.0\.0\.1:(\d+) .*check port (\d+)$", text, re.MULTILINE)
+    configs = [parse(arguments, monkeypatch, tmp_path) for _, *arguments in commands("### HAProxy")]
+    assert servers == [(str(one.port), str(one.metrics_bind).rpartition(":")[2]) for one in configs]
+    ports = [port for pair in servers for port in pair]
+    assert len(set(ports)) == len(ports)
+
+
+def test_nginx_takes_out_no_instance_for_a_cut_request():
+    """Else two POSTs that are cut at a restart leave no instance for ten seconds."""
+    text = block("# /etc/nginx/conf.d/shop.conf\n", "nginx", GUIDE, "### nginx")
+    servers = re.findall(r"^    server (127\.0\.0\.1:\d+)(.*);$", text, re.MULTILINE)
+    assert [options for _, options in servers] == [" max_fails=0"] * 2
+
+
+def test_proxies_set_the_request_id_themselves():
+    """Wherever a proxy tells of its client, it also says whose request id counts: never the client's."""
+    text = block("# /etc/nginx/conf.d/shop.conf\n", "nginx", GUIDE, "### nginx")
+    passes = re.findall(r"location [^{]+\{.*?\n    \}", text, re.DOTALL)
+    assert ["proxy_set_header X-Request-ID $request_id;" in one for one in passes] == [True, True]
+    text = block("# /etc/haproxy/haproxy.cfg\n", "haproxy", GUIDE, "### HAProxy")
+    assert "http-request set-header X-Request-ID " in text.partition("frontend web\n")[2].partition("\n\n")[0]
 
 
 def test_proxies_close_idle_connections_first():

@@ -192,6 +192,30 @@ def test_other_defaults_than_those_of_hypercorn_are_told():
     assert checked > 12
 
 
+def intro(heading: str) -> str:
+    """What stands before the section's table, in one line."""
+    return " ".join(below(README.read_text(), f"## {heading}", "## ").partition("\n| ")[0].split())
+
+
+def test_seconds_that_the_guides_tell_are_the_defaults():
+    """The differences that stand before the tables name our deadlines, and Hypercorn's, as they are."""
+    ours, theirs = Config(), hypercorn.config.Config()
+    words_of = {"three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
+    text = intro("Coming from uvicorn")
+    assert re.findall(r"(\d+) seconds", text) == [
+        f"{ours.timeout_disconnect_grace:g}",
+        f"{ours.timeout_graceful_shutdown:g}",
+    ]
+    told_anywhere = re.findall(r"cancelled (\d+) seconds after its client has left", README.read_text())
+    assert told_anywhere == [f"{ours.timeout_disconnect_grace:g}"] * 2
+    assert f"A stop ends after {ours.timeout_graceful_shutdown:g} seconds" in text
+    (count,) = re.findall(r"(\w+) things are different", text)
+    assert text.count("- **") == words_of[count]
+    assert chosen("--timeout-disconnect-grace", "none") == {"timeout_disconnect_grace": "none"}
+    text = intro("Coming from Hypercorn")
+    assert re.findall(r"(\d+) seconds", text) == [f"{theirs.graceful_timeout:g}"]
+
+
 def test_names_of_uvicorn_in_a_program():
     """Each keyword of uvicorn.run() is an option's, or it is known what to use for it."""
     theirs = set(inspect.signature(importlib.import_module("uvicorn").run).parameters)

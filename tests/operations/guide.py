@@ -56,7 +56,20 @@ async def events(scope, receive, send):
             await trio.sleep(0.005)
     await send({"type": "http.response.body", "body": b""})
 
-WAYS = {"/upload": upload, "/tell": tell, "/events": events}
+async def flood(scope, receive, send):
+    # More than the kernel takes on its way; the file tells how many were sent when one of them had to wait.
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    number = 0
+    with trio.CancelScope() as patience:
+        while number < 1000:
+            patience.deadline = trio.current_time() + 3
+            await send({"type": "http.response.body", "body": b"data: %65536d\\n\\n" % number, "more_body": True})
+            number += 1
+    with open("flood.new", "w") as file:
+        file.write(str(number))
+    os.rename("flood.new", "flood")
+
+WAYS = {"/upload": upload, "/tell": tell, "/events": events, "/events/flood": flood}
 """
 
 

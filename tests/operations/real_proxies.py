@@ -33,26 +33,38 @@ NGINX = "# /etc/nginx/conf.d/shop.conf\n"
 HAPROXY = "# /etc/haproxy/haproxy.cfg\n"
 
 
+PLAIN, TLS, ALL = slice(0, 2), slice(2, 4), slice(0, 4)  # of the instances that README starts for HAProxy
+PORT = re.compile(r"\b\d{4}\b")
+
+
 @dataclass
 class Instances:
-    """Two trioserves, started as README says, with other ports."""
+    """Trioserves, started as README says; each port that is printed there stands for a free one here."""
 
     folder: Path
-    options: list[str]
-    ports: tuple[int, int]
-    metrics: tuple[int, int]
+    commands: list[list[str]]
+    free: dict[str, int]
+    """Printed port to the one in use here."""
     programs: list[Program] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
 
     def start(self, index: int) -> Program:
-        options = [*self.options, "--port", str(self.ports[index])]
-        options += ["--metrics-bind", f"127.0.0.1:{self.metrics[index]}"]
+        name, *options = self.commands[index]
+        assert name == "trioserve"
+        options = [self.moved(one) for one in options]
         program = self.stack.enter_context(start(*options, executable=str(OWN), cwd=self.folder))
         program.wait_for("Ctrl-C stops")
         return program
 
+    def moved(self, text: str) -> str:
+        return PORT.sub(lambda found: str(self.free[found[0]]), text)
+
+    def port(self, index: int, option: str = "--port") -> int:
+        command = self.commands[index]
+        return self.free[command[command.index(option) + 1].rpartition(":")[2]]
+
     def is_ready(self, index: int) -> bool:
-        url = f"http://127.0.0.1:{self.metrics[index]}/readyz"
+        url = f"http://127.0.0.1:{self.port(index, '--metrics-bind')}/readyz"
         return httpx.get(url, trust_env=False, timeout=30).status_code == 200
 
     async def restart_each(self) -> None:
@@ -64,7 +76,8 @@ class Instances:
             await trio.sleep(3)  # the proxy asks each second
 
     def connections(self) -> list[KernelSocket]:
-        return [one for one in KernelSocket.all() if one.state == ESTABLISHED and one.port in self.ports]
+        ports = [self.port(index) for index in range(len(self.commands))]
+        return [one for one in KernelSocket.all() if one.state == ESTABLISHED and one.port in ports]
 
     @property
     def errors(self) -> str:
@@ -72,14 +85,18 @@ class Instances:
 
 
 @contextmanager
-def instances(folder: Path, command: list[str]) -> Iterator[Instances]:
-    assert command[0] == "trioserve"
-    options = command[1:]
-    for name in ("--port", "--metrics-bind"):  # ours are free
-        del options[options.index(name) : options.index(name) + 2]
-    made = Instances(folder, options, (free_port(), free_port()), (free_port(), free_port()))
+def instances(folder: Path, which: slice, *more: str, delay: int | None = None) -> Iterator[Instances]:
+    """Those of README's instances, with more options, or with another ``--drain-delay`` in seconds."""
+    printed = commands("### HAProxy")
+    free = {port: free_port() for one in printed for port in PORT.findall(" ".join(one))}
+    chosen = [[*one, *more] for one in printed[which]]
+    if delay is not None:
+        for one in chosen:
+            one[one.index("--drain-delay") + 1] = str(delay)
+    made = Instances(folder, chosen, free)
     with made.stack:
-        made.programs = [made.start(0), made.start(1)]
+        for index in range(len(chosen)):
+            made.programs.append(made.start(index))
         yield made
         for program in made.programs:
             program.signal()
@@ -96,8 +113,7 @@ def nginx(folder: Path, upstream: Instances) -> Iterator[int]:
     """nginx with README's file inside `http { }`, where the packages' own nginx.conf has it; gives its port."""
     port = free_port()
     text = block(NGINX, "nginx", GUIDE, "### nginx")
-    for old, new in (("8001", upstream.ports[0]), ("8002", upstream.ports[1])):
-        text = replaced(text, f"127.0.0.1:{old};", f"127.0.0.1:{new};")
+    text = re.sub(r"(?<= 127\.0\.0\.1:)\d+", lambda found: upstream.moved(found[0]), text)
     text = replaced(text, "listen 80;", f"listen 127.0.0.1:{port};")
     folders = "".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     user = "" if os.geteuid() else "user root;\n"  # else its worker is nobody, who may not enter this folder
@@ -115,25 +131,20 @@ def nginx(folder: Path, upstream: Instances) -> Iterator[int]:
 
 
 @contextmanager
-def haproxy(folder: Path, upstream: Instances, *, tls: bool = False) -> Iterator[int]:
-    """HAProxy with README's file; gives the port of one of its pairs."""
+def haproxy(folder: Path, upstream: Instances) -> Iterator[tuple[int, int]]:
+    """HAProxy with README's file; gives the ports of its two pairs, the one with TLS last."""
     ports = {"80": free_port(), "443": free_port()}
     text = block(HAPROXY, "haproxy", GUIDE, "### HAProxy")
+    text = re.sub(r"(?<= 127\.0\.0\.1:)\d+|(?<= port )\d+", lambda found: upstream.moved(found[0]), text)
     for name, port in ports.items():
         text = replaced(text, f"bind :{name}\n", f"bind 127.0.0.1:{port}\n")
-    pair = ("8441", "8442") if tls else ("8001", "8002")
-    for old, new in zip(pair, upstream.ports, strict=True):
-        text = replaced(text, f" 127.0.0.1:{old} ", f" 127.0.0.1:{new} ")
-    for old, new in zip(("9101", "9102"), upstream.metrics, strict=True):
-        text = replaced(text, f" port {old}\n", f" port {new}\n", count=2)
     file = folder / "haproxy.cfg"
     file.write_text(text)
     done = subprocess.run([find("haproxy"), "-c", "-f", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
-    port = ports["443" if tls else "80"]
-    with running("haproxy", "-db", "-f", str(file), port=port):
-        yield port
+    with running("haproxy", "-db", "-f", str(file), port=ports["80"]):
+        yield ports["80"], ports["443"]
 
 
 def replaced(text: str, old: str, new: str, *, count: int = 1) -> str:
@@ -143,22 +154,15 @@ def replaced(text: str, old: str, new: str, *, count: int = 1) -> str:
 
 def check_traffic(folder: Path, url: str, verify: ssl.SSLContext | bool = True) -> None:
     """Requests, an upload, server-sent events and a WebSocket come through whole, and unbuffered."""
-    transport = httpx.HTTPTransport(local_address=CLIENT, verify=verify)
     scheme = url.partition(":")[0]
-    with httpx.Client(base_url=url, transport=transport, trust_env=False, timeout=30) as client:
+    with client_of(url, verify) as client:
         told = client.get("/tell", headers={"X-Forwarded-For": "192.0.2.66"}).json()
         assert (told["client"][0], told["scheme"]) == (CLIENT, scheme)
         data = os.urandom(5_000_000)
         assert client.post("/upload", content=data).text == hashlib.sha256(data).hexdigest()
         pieces = (data[start : start + 65536] for start in range(0, len(data), 65536))
         assert client.post("/upload", content=pieces).text == hashlib.sha256(data).hexdigest()
-        received = ""
-        with client.stream("GET", "/events") as response:
-            for text in response.iter_text():
-                received += text
-                for number in range(received.count("\n\n")):
-                    (folder / f"got-{number}").touch()
-        assert received == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+        check_events(folder, client)
     context = verify if isinstance(verify, ssl.SSLContext) else None
     address = url.replace("http", "ws", 1)
     with connect(f"{address}/chat", ssl=context, open_timeout=30, proxy=None) as websocket:
@@ -167,8 +171,37 @@ def check_traffic(folder: Path, url: str, verify: ssl.SSLContext | bool = True) 
             assert re.fullmatch(rf"\d+ {text}", str(websocket.recv(timeout=30)))
 
 
-def plain_command() -> list[str]:
-    return commands("### HAProxy")[0]
+def client_of(url: str, verify: ssl.SSLContext | bool = True) -> httpx.Client:
+    transport = httpx.HTTPTransport(local_address=CLIENT, verify=verify)
+    return httpx.Client(base_url=url, transport=transport, trust_env=False, timeout=30)
+
+
+def check_events(folder: Path, client: httpx.Client) -> None:
+    """Each event is here before the next one is sent, and a client that takes nothing holds back the application."""
+    for name in ("got-0", "got-1", "got-2", "flood"):
+        (folder / name).unlink(missing_ok=True)
+    received = ""
+    with client.stream("GET", "/events") as response:
+        for text in response.iter_text():
+            received += text
+            for number in range(received.count("\n\n")):
+                (folder / f"got-{number}").touch()
+    assert received == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+    with client.stream("GET", "/events/flood"):  # of which nothing is read but the head
+        wait_until((folder / "flood").exists, "the application is held back, or has sent all")
+    assert int((folder / "flood").read_text()) < 1000
+
+
+def check_request_ids(url: str, verify: ssl.SSLContext | bool = True, *, is_set: bool = True) -> None:
+    """An id that a client chose is not the request's; ``is_set``: the proxy sets one, which the application sees."""
+    chosen = {"X-Request-ID": "chosen-by-the-client"}
+    with client_of(url, verify) as client:
+        answers = [client.get("/tell", headers=chosen) for _ in range(2)]
+        with client.stream("HEAD", "/events/none", headers=chosen) as other:
+            ids = [one.headers["x-request-id"] for one in (*answers, other)]
+    assert len({*ids, *chosen.values()}) == 4
+    if is_set:
+        assert [one.json()["headers"]["x-request-id"] for one in answers] == ids[:2]
 
 
 # nginx
@@ -177,19 +210,19 @@ def plain_command() -> list[str]:
 def test_traffic_through_nginx(tmp_path: Path) -> None:
     """All kinds come through, and connections to the instances are kept."""
     write_main(tmp_path)
-    with instances(tmp_path, plain_command()) as pair, nginx(tmp_path, pair) as port:
+    with instances(tmp_path, PLAIN, "--request-id") as pair, nginx(tmp_path, pair) as port:
         check_traffic(tmp_path, f"http://127.0.0.1:{port}")
+        check_request_ids(f"http://127.0.0.1:{port}")
         assert pair.connections()
 
 
 async def test_restarts_behind_nginx(tmp_path: Path) -> None:
     """Each instance is restarted under load, and no request fails that nginx may send twice; hardly any other does.
 
-    That is a POST on a connection that is being closed: nginx answers it with 502.
+    That is a POST on a connection that is being closed: nginx answers it with 502. By max_fails=0 that is all.
     """
     write_main(tmp_path)
-    command = plain_command()
-    with instances(tmp_path, command) as pair, nginx(tmp_path, pair) as port:
+    with instances(tmp_path, PLAIN) as pair, nginx(tmp_path, pair) as port:
         async with loading(("127.0.0.1", port), lambda: pair.errors) as load:
             await load.wait_for_workers(one.process.pid for one in pair.programs)
             await pair.restart_each()
@@ -203,17 +236,22 @@ async def test_restarts_behind_nginx(tmp_path: Path) -> None:
 
 
 def test_traffic_through_haproxy(tmp_path: Path) -> None:
-    """All kinds come through."""
+    """All kinds come through both pairs at once, whose commands are run together, as they are printed."""
     write_main(tmp_path)
-    with instances(tmp_path, plain_command()) as pair, haproxy(tmp_path, pair) as port:
+    certificate = Certificate(tmp_path)
+    with instances(tmp_path, ALL, "--request-id") as four, haproxy(tmp_path, four) as (port, tls_port):
+        wait_until(lambda: all(map(four.is_ready, range(4))), "all four are ready")
         check_traffic(tmp_path, f"http://127.0.0.1:{port}")
-        assert pair.connections()
+        check_request_ids(f"http://127.0.0.1:{port}")
+        assert four.connections()
+        check_traffic(tmp_path, f"https://127.0.0.1:{tls_port}", certificate.context)
+        check_request_ids(f"https://127.0.0.1:{tls_port}", certificate.context, is_set=False)
 
 
 async def test_restarts_behind_haproxy(tmp_path: Path) -> None:
     """Each instance is restarted under load, and no request fails: HAProxy hears of it in the drain_delay."""
     write_main(tmp_path)
-    with instances(tmp_path, plain_command()) as pair, haproxy(tmp_path, pair) as port:
+    with instances(tmp_path, PLAIN) as pair, haproxy(tmp_path, pair) as (port, _):
         async with loading(("127.0.0.1", port), lambda: pair.errors) as load:
             await load.wait_for_workers(one.process.pid for one in pair.programs)
             await pair.restart_each()
@@ -234,13 +272,12 @@ class Certificate:
         authority.configure_trust(self.context)
 
 
-def test_tls_and_the_proxy_protocol_behind_haproxy(tmp_path: Path) -> None:
-    """TLS passes through, with the client's address; and so it does while each instance is restarted."""
+def test_restarts_with_tls_behind_haproxy(tmp_path: Path) -> None:
+    """TLS passes through while each instance is restarted."""
     write_main(tmp_path)
     certificate = Certificate(tmp_path)
-    with instances(tmp_path, commands("### HAProxy")[1]) as pair, haproxy(tmp_path, pair, tls=True) as port:
+    with instances(tmp_path, TLS) as pair, haproxy(tmp_path, pair) as (_, port):
         url = f"https://127.0.0.1:{port}"
-        check_traffic(tmp_path, url, certificate.context)
         answers: list[int] = []
         ended = threading.Event()
 
@@ -263,9 +300,8 @@ def test_tls_and_the_proxy_protocol_behind_haproxy(tmp_path: Path) -> None:
 def test_haproxy_notices_what_is_not_ready(tmp_path: Path) -> None:
     """In the drain_delay an instance still serves, while HAProxy sends it nothing any more."""
     write_main(tmp_path)
-    command = plain_command()
-    command[command.index("--drain-delay") + 1] = "60"  # long enough to look at it on a slow machine
-    with instances(tmp_path, command) as pair, haproxy(tmp_path, pair) as port:
+    # A delay long enough to look at it on a slow machine.
+    with instances(tmp_path, PLAIN, delay=60) as pair, haproxy(tmp_path, pair) as (port, _):
         first, second = pair.programs
 
         def worker(target: int) -> int:
@@ -275,7 +311,7 @@ def test_haproxy_notices_what_is_not_ready(tmp_path: Path) -> None:
         first.signal(signal.SIGTERM)
         wait_until(lambda: not pair.is_ready(0), "it says that it is not ready")
         wait_until(lambda: {worker(port) for _ in range(20)} == {second.process.pid}, "HAProxy has heard of it")
-        assert worker(pair.ports[0]) == first.process.pid
+        assert worker(pair.port(0)) == first.process.pid
         first.signal(signal.SIGTERM)  # once more: without further delay
         assert first.wait() == 0
         pair.programs[0] = pair.start(0)
