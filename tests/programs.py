@@ -141,12 +141,15 @@ class ProcessStatus:
         return found
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Wait for what tells nobody, such as the state of a process that is not our child."""
+def wait_until(condition: Callable[[], object], what: str, *, every: float = 0.005) -> None:
+    """Wait for what tells nobody, such as the state of a process that is not our child; what is dear to ask, not often.
+
+    ``every`` is in seconds.
+    """
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"in {PATIENCE} s this did not come: {what}"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 class Program:

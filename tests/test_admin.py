@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import h11
 import pytest
 import trio
+import trio.testing
 
 from trioserve.config import Config
 from trioserve.errors import BindError, ConfigError
@@ -125,6 +126,14 @@ async def test_what_is_not_there():
                 assert (answer.status, answer.headers[b"allow"]) == (405, b"GET, HEAD")
 
 
+async def test_a_page_that_is_not_shown():
+    """Where there is none for a reason, that is told to who asks for it, and nobody is sent there."""
+    async with admin({**health_pages(lambda: None), "/secret": "ask the operator"}) as connect:
+        answer = await ask(connect, "/secret")
+        assert (answer.status, answer.body) == (404, b"ask the operator\n")
+        assert (await ask(connect, "/")).body == b"/metrics\n/livez\n/readyz\n"
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -225,6 +234,80 @@ async def test_slow_clients():
         assert (await ask(connect, "/livez")).status == 200
         for client in slow:
             nursery.start_soon(client.aclose)
+
+
+async def test_health_beside_all_who_wait():
+    """However many wait for figures and for a slow page, the pages for health are answered; in the end all are."""
+    go, waiting, all_wait = trio.Event(), [], trio.Event()
+
+    async def slow():
+        waiting.append(trio.current_time())
+        if len(waiting) == 20:
+            all_wait.set()
+        await go.wait()
+        return Answer(200, PLAIN, b"slow\n")
+
+    async def slow_figures():
+        await go.wait()
+        return {}
+
+    got = []
+
+    async def get(connect, target):
+        got.append((await ask(connect, target)).status)
+
+    async with admin({**health_pages(lambda: None), "/slow": slow}, figures=slow_figures) as connect:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(get, connect, "/metrics")
+                nursery.start_soon(get, connect, "/slow")
+            await all_wait.wait()
+            for target in ("/livez", "/readyz"):
+                assert (await ask(connect, target)).status == 200
+            assert got == []
+            go.set()
+        assert got == [200] * 40
+
+
+async def test_a_scrape_is_shared():
+    """Figures are taken once for all who ask while others are, and shown once in each format of theirs."""
+    go, taken = trio.Event(), []
+
+    async def figures():
+        taken.append(1)
+        await go.wait()
+        return {("tasks",): len(taken)}
+
+    app, bodies = Admin(Config(metrics_bind="127.0.0.1:0"), {}, figures), []
+
+    async def keep(message):
+        bodies.append(message.get("body"))
+
+    async def get(accept):
+        scope = {"method": "GET", "path": "/metrics", "server": None, "headers": [(b"accept", accept)]}
+        await app._answer(scope, None, keep)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(get, b"")
+        await trio.testing.wait_all_tasks_blocked()
+        for accept in (b"text/plain", b"application/openmetrics-text") * 10:
+            nursery.start_soon(get, accept)
+        await trio.testing.wait_all_tasks_blocked()
+        go.set()
+    assert len(taken) == 2
+    shown = [body for body in bodies if body is not None]
+    assert [b"\ntrioserve_tasks 2.0\n" in body for body in shown] == [False] + [True] * 20
+    assert len({id(body) for body in shown}) == 3
+
+
+def test_short_waits():
+    """A client that sends nothing is let go of soon, and there is room for many; none of what is answered is limited.
+
+    Else those who ask for slow pages would keep a kubelet from /livez, which kills the pod then.
+    """
+    config = Admin(Config(metrics_bind="127.0.0.1:0"), {}, no_figures)._config
+    assert (config.limit_connections, config.limit_concurrency) == (1024, None)
+    assert (config.timeout_request_head, config.timeout_keep_alive) == (2, 2)
 
 
 async def test_an_address_that_is_taken():

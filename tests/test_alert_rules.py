@@ -71,7 +71,7 @@ def test_a_rule_says_what_to_do(name):
 @pytest.mark.parametrize(
     ("name", "label", "values"),
     [
-        ("TrioserveTLSHandshakesFail", "reason", _HANDSHAKE_REASONS),
+        ("TrioserveTLSHandshakesFail", "reason", _HANDSHAKE_REASONS | {"other"}),
         ("TrioserveOurCertificateIsRefused", "reason", _HANDSHAKE_REASONS),
         ("TrioserveWorkersDie", "reason", {why.value for why in Restart}),
         ("TrioserveNobodyServes", "state", {"serving"}),
@@ -86,3 +86,48 @@ def test_values_of_labels_are_those_there_are(name, label, values):
         listed = [pattern] if "(" in pattern else pattern.split("|")
         for one in listed:
             assert any(re.fullmatch(one, value) for value in values), one
+
+
+# Bytes that are no TLS, and what scanners of ports try.
+ANYBODY = {
+    *("connection lost", "timed out", "http request", "the connection was dropped", "other", "wrong version number"),
+    *("unsupported protocol", "alert protocol version", "no application protocol", "peer did not return a certificate"),
+}
+
+
+@pytest.mark.parametrize("name", ["TrioserveTLSHandshakesFail", "TrioserveOurCertificateIsRefused"])
+def test_no_handshake_of_a_scanner_counts(name):
+    """What anybody's first bytes can fail with pages nobody; what tells of certificates does."""
+    matchers = re.findall(r'\breason(=~|!~)"([^"]*)"', RULES[name]["expr"])
+    assert len(matchers) == 2  # what fails is compared with a rate, and with what does not
+    for operator, pattern in matchers:
+        counted = {
+            reason
+            for reason in _HANDSHAKE_REASONS | {"other"}
+            if (re.fullmatch(pattern, reason) is None) is (operator == "!~")
+        }
+        assert counted >= {"alert certificate expired", "alert unknown ca", "alert bad certificate"}
+        assert not counted & ANYBODY
+
+
+def test_no_unknown_method_counts():
+    """Heads that cannot be read, and words that are no method, are refused with a 501 or 505 that is no fault here."""
+    braces = re.findall(r"trioserve_requests_total\{([^}]*)\}", RULES["TrioserveServerErrors"]["expr"])
+    assert len(braces) == 3
+    assert all('method!="other"' in one for one in braces)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("TrioserveTLSHandshakesFail", "0.05"),
+        ("TrioserveServerErrors", "0.05"),
+        ("TrioserveOurCertificateIsRefused", "10"),
+    ],
+)
+def test_a_few_are_no_reason(name, least):
+    """However few go well, some must fail; and however many fail, they must be more than one in twenty."""
+    alone, unless, share = RULES[name]["expr"].partition("unless ")
+    assert alone.split()[-2:] == [">", least]
+    assert unless
+    assert ">= 19 * sum by" in share

@@ -29,7 +29,6 @@ from trioserve.process import inspector_socket as module
 from trioserve.process.inspection import Inspection, Loop
 from trioserve.process.inspector_client import NoAnswer, ask, ask_whole, find_servers
 from trioserve.process.inspector_folder import Found, SocketFile, find_sockets
-from trioserve.process.inspector_page import inspector_pages, make_page
 from trioserve.process.inspector_socket import InspectorSocket, offer, read_request, request_line
 from trioserve.snapshot import Request
 from trioserve.types import AnyValue, PlainValues
@@ -501,22 +500,3 @@ def test_a_loop_that_has_ended(inspection: Inspection) -> None:
 def test_calls_of_a_thread_that_is_gone() -> None:
     """A loop without a thread is in no call."""
     assert Loop().calls({}) == []
-
-
-# The page
-
-
-async def test_pages(inspection: Inspection) -> None:
-    """The page is one text with a strict policy; what it shows is made in a thread."""
-    inspection.loop.attach()
-    pages = inspector_pages(inspection)
-    assert set(pages) == {"/inspect", "/inspect.json", "/inspect.outline.json"}
-    page = await pages["/inspect"]()
-    assert (page.status, page.content_type) == (200, "text/html; charset=utf-8")
-    assert page.body == make_page()
-    assert b"default-src 'none'; script-src 'sha256-" in page.body
-    assert b"innerHTML" not in page.body
-    values = json.loads((await pages["/inspect.json"]()).body)
-    assert values["kind"] == "server"
-    lines = json.loads((await pages["/inspect.outline.json"]()).body)
-    assert lines["pieces"][0] == [f"server {os.getpid()}", "title"]

@@ -29,6 +29,9 @@ pytestmark = [
 
 SERVE = ("-m", "trioserve", "main:app", "--port", "0", "--no-access-log")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+OFTEN = 0.1
+"""Seconds from one look at the figures to the next, each of which costs both sides some milliseconds."""
+
 MODES = pytest.mark.parametrize("workers", [1, 2])
 
 
@@ -78,7 +81,7 @@ class Pages:
     def wait_for(self, *lines):
         """Wait until the older text has these lines, such as 'workers{state="serving"} 2'."""
         wanted = {f"trioserve_{line}.0" for line in lines}
-        wait_until(lambda: wanted <= set(self.ask("/metrics", "text/plain")[1].splitlines()), f"{lines}")
+        wait_until(lambda: wanted <= set(self.ask("/metrics", "text/plain")[1].splitlines()), f"{lines}", every=OFTEN)
 
 
 SERVING, LEAVING = 'workers{{state="serving"}} {}'.format, 'workers{{state="leaving"}} {}'.format
@@ -109,26 +112,31 @@ def count_requests(figures):
 # What is shown
 
 
-@MODES
-def test_metrics(folder, workers):
-    """Every request is counted where it was served and shown where it is asked for, in both formats."""
-    with serving(folder, "--workers", str(workers)) as (program, pages):
-        program.wait_for_answers(workers)
-        client = program.open()
-        with contextlib.closing(client):
-            client.request("BREW", "/")
-            assert client.getresponse().status == 501
-        before = count_requests(pages.figures())
+# What is refused before anybody knows what it asks for; the rules of README.md leave it out.
+STRANGE = (
+    b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+    b"GET / HTTP/3.0\r\nHost: a\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+)
+
+
+def test_metrics(folder):
+    """Every request is counted and shown where it is asked for, in both formats."""
+    with serving(folder) as (program, pages):
+        for request in STRANGE:
+            with socket.create_connection(program.address, PATIENCE) as client:
+                client.sendall(request)
+                assert re.match(rb"HTTP/1.1 50[15] ", client.recv(65536))
         for _ in range(10):
             program.ask()
         figures = pages.figures()
-        assert count_requests(figures) == before + 10
-        assert figures["requests_total", "other", "error", "5xx"] == 1
-        assert figures["rejected_total", "unsupported", "501"] == 1
-        assert figures["request_duration_seconds_count",] == before + 10
-        assert figures["workers", "serving"] == workers
-        assert figures["tasks",] > workers
-        wait_until(lambda: ("event_loop_lag_seconds",) in pages.figures(), "a beat")
+        assert count_requests(figures) == figures["request_duration_seconds_count",] == 14
+        assert figures["requests_total", "other", "error", "5xx"] == 4
+        assert figures["rejected_total", "unsupported", "501"] == 3
+        assert figures["workers", "serving"] == 1
+        assert figures["tasks",] > 1
+        wait_until(lambda: ("event_loop_lag_seconds",) in pages.figures(), "a beat", every=OFTEN)
         with program.hold():
             assert pages.figures()["connections_open", "active"] == 1
             assert pages.figures()["requests_active",] == 1
@@ -146,11 +154,11 @@ def test_sums_never_fall(folder):
         done, watched, asked = threading.Event(), [], [count_requests(pages.figures())]
 
         def watch():
-            while not done.wait(0.02):
+            while not done.wait(OFTEN):
                 watched.append(pages.figures())
 
         def load():
-            for _ in range(30):
+            for _ in range(10):
                 program.ask()
                 with counting:
                     asked[0] += 1
@@ -171,38 +179,42 @@ def test_sums_never_fall(folder):
         done.set()
         watcher.join(PATIENCE)
         assert [key for before, after in pairwise(watched) for key in before if has_fallen(key, before, after)] == []
-        assert asked[0] > 200
+        assert asked[0] >= 80
+        figures = watched[-1]
+        assert figures["workers", "serving"] == 2
+        assert figures["tasks",] > 2
+        wait_until(lambda: ("event_loop_lag_seconds",) in pages.figures(), "a beat", every=OFTEN)
+        with program.hold():
+            assert pages.figures()["connections_open", "active"] == pages.figures()["requests_active",] == 1
 
 
-@pytest.mark.parametrize("way", ["stopped", "blocked"])
-def test_a_worker_that_does_not_answer(folder, way):
+def test_a_worker_that_does_not_answer(folder):
     """A worker that is stopped, or blocked, keeps nobody from the figures: what it has told last counts."""
-    options = ("--workers", "2", "--timeout-worker-healthcheck", "60")
-    with start(*SERVE, "--metrics-bind", "127.0.0.1:0", *options, cwd=folder) as program:
-        pages = Pages(program)
-        victim, _ = program.wait_for_answers(2)
-        known = count_requests(pages.figures())
-        if way == "stopped":
-            os.kill(victim, signal.SIGSTOP)
-        else:
-            client = program.open()
-            client.request("GET", "/block")
-            victim = int(program.wait_for(r"blocks (\d+)")[1])
-            client.close()
+
+    def check_figures(known):
         for _ in range(2):  # what the first question has left behind is none of the second's
             figures = pages.figures()
             assert count_requests(figures) == known
             assert figures["workers", "serving"] == 2
         assert pages.ask("/readyz")[0] == pages.ask("/livez")[0] == 200
-        if way == "stopped":
-            os.kill(victim, signal.SIGCONT)
-            program.wait_for_answers(2)
-            assert count_requests(pages.figures()) > known
-        else:
-            os.kill(victim, signal.SIGKILL)
-            pages.wait_for(RESTARTS("killed", 1), SERVING(2))
-        program.signal(signal.SIGTERM)
-        assert program.wait() == 0
+
+    with serving(folder, "--workers", "2", "--timeout-worker-healthcheck", "60") as (program, pages):
+        victim, _ = program.wait_for_answers(2)
+        known = count_requests(pages.figures())
+        os.kill(victim, signal.SIGSTOP)
+        check_figures(known)
+        os.kill(victim, signal.SIGCONT)
+        program.wait_for_answers(2)
+        counted = count_requests(pages.figures())
+        assert counted > known
+
+        client = program.open()
+        client.request("GET", "/block")
+        victim = int(program.wait_for(r"blocks (\d+)")[1])
+        client.close()
+        check_figures(counted)
+        os.kill(victim, signal.SIGKILL)
+        pages.wait_for(RESTARTS("killed", 1), SERVING(2))
 
 
 def test_restarts_by_reason(folder):
@@ -219,7 +231,9 @@ def test_restarts_by_reason(folder):
         pages.wait_for(RESTARTS("rolled", 2), SERVING(2), LEAVING(0))
         (folder / "broken").touch()
         os.kill(program.ask(), signal.SIGKILL)
-        wait_until(lambda: pages.figures()["worker_restarts_total", "failed_start"] >= 1, "a start that fails")
+        wait_until(
+            lambda: pages.figures()["worker_restarts_total", "failed_start"] >= 1, "a start that fails", every=OFTEN
+        )
         (folder / "broken").unlink()
         pages.wait_for(SERVING(2))
 
@@ -277,11 +291,14 @@ WAITS = WORKER_APP.replace("        await receive()\n", "        await receive()
 
 
 @MODES
-def test_ready_when_it_serves(folder, workers):
-    """The process lives from the start, and is ready once the application has started."""
+def test_ready_while_it_serves(folder, notices, workers):
+    """The process lives from the start, and is ready once the application has started, until it is told to stop.
+
+    Then everything goes on for the drain_delay; after it comes the ordinary stop.
+    """
     (folder / "main.py").write_text(WAITS)
-    arguments = ("--metrics-bind", "127.0.0.1:0", "--workers", str(workers))
-    with start(*SERVE, *arguments, cwd=folder) as program:
+    arguments = ("--metrics-bind", "127.0.0.1:0", "--workers", str(workers), "--drain-delay", "0.5")
+    with start(*SERVE, *arguments, cwd=folder, **notices.variables) as program:
         pages = Pages(program)
         program.wait_for("starting")
         assert pages.ask("/livez") == (200, "alive\n")
@@ -290,14 +307,22 @@ def test_ready_when_it_serves(folder, workers):
         (folder / "go").touch()
         program.wait_for("Ctrl-C stops")
         assert pages.ask("/readyz") == (200, "ready\n")
+        program.wait_for_answers(workers)
+        notices.wait_for("READY=1")
         with program.hold() as held:
+            began = time.monotonic()
             program.signal(signal.SIGTERM)
             program.wait_for("info: stopping")
+            assert time.monotonic() - began >= 0.5
             assert pages.ask("/readyz") == (503, "draining\n")
             assert pages.ask("/livez")[0] == 200
             assert pages.figures()["workers", "leaving"] >= 1
             held.release()
         assert program.wait() == 0
+    said = SERVES_ON.format("0\\.5") + "(.*\n)*.* info: stopping(.*\n)+.* info: stopped"
+    assert re.search(said, program.errors)
+    notices.wait_for("STOPPING=1\nSTATUS=serving on for 0.5 s")
+    assert "READY=1" not in notices.states[notices.states.index("STOPPING=1") :]
 
 
 def test_stop_before_the_start(folder):
@@ -314,24 +339,6 @@ def test_stop_before_the_start(folder):
 # The drain_delay
 
 SERVES_ON = "info: not ready any more; serving on for {} s, then stopping; Ctrl-C again cuts both\n"
-
-
-@MODES
-def test_drain_delay(folder, notices, workers):
-    """After the stop signal everything goes on for the delay; then comes the ordinary stop."""
-    arguments = ("--workers", str(workers), "--drain-delay", "0.5")
-    with serving(folder, *arguments, **notices.variables) as (program, _):
-        program.wait_for_answers(workers)
-        notices.wait_for("READY=1")
-        began = time.monotonic()
-        program.signal(signal.SIGTERM)
-        program.wait_for("info: stopping")
-        assert time.monotonic() - began >= 0.5
-        assert program.wait() == 0
-    said = SERVES_ON.format("0\\.5") + "(.*\n)*.* info: stopping(.*\n)+.* info: stopped"
-    assert re.search(said, program.errors)
-    notices.wait_for("STOPPING=1\nSTATUS=serving on for 0.5 s")
-    assert "READY=1" not in notices.states[notices.states.index("STOPPING=1") :]
 
 
 @MODES

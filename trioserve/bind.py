@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -73,6 +74,18 @@ def parse_bind(text: str) -> Bind:
     if host and _is_number(port) and int(port) <= 65535:
         return TCPBind(host, int(port))
     raise ConfigError(f"bind must be HOST:PORT, [v6]:PORT, unix:PATH, fd:N or fd:NAME, not {text!r}")
+
+
+def is_local(bind: Bind) -> bool:
+    """Whether it is for this machine alone: a unix socket, localhost or a loopback address."""
+    if not isinstance(bind, TCPBind):
+        return isinstance(bind, UnixBind)
+    if bind.host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(bind.host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 def _is_number(text: str) -> bool:

@@ -277,8 +277,11 @@ class Config:
         metavar="SECONDS",
     )
 
-    inspector: bool = option(
-        True, Group.PROCESSES, "Let `trioserve inspect` of the same user see what this server does."
+    inspector: bool | None = option(
+        None,
+        Group.PROCESSES,
+        "Show what the server does: to `trioserve inspect` of the same user, and on metrics_bind at /inspect, there "
+        "by default only if that is a loopback address or a unix socket.",
     )
     metrics_bind: str | None = option(
         None,
@@ -314,6 +317,11 @@ class Config:
     @property
     def uses_tls(self) -> bool:
         return self.ssl_certfile is not None or self.ssl_context_factory is not None
+
+    @property
+    def has_inspector(self) -> bool:
+        """Whether the same user can ask what the server does; for the page beside the metrics there is more to it."""
+        return self.inspector is not False
 
     @property
     def uses_proxy_headers(self) -> bool:

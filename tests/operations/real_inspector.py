@@ -128,5 +128,5 @@ async def test_no_page_without_the_inspector(folder: Path) -> None:
         await trio.to_thread.run_sync(program.wait_for, "Ctrl-C stops")
         admin = program.wait_for(r"health and metrics on http://([\d.]+):(\d+)")
         async with await trio.open_tcp_stream(admin[1], int(admin[2])) as client:
-            await client.send_all(b"GET /inspect HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            await client.send_all(b"GET /inspect HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert (await client.receive_some()).startswith(b"HTTP/1.1 404 ")

@@ -193,29 +193,50 @@ def test_promtool_takes_a_scrape(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b""), done.stderr
 
 
-FAILED = (
-    'trioserve_tls_handshake_failures_total{job="trioserve",instance="a",listener=":443",reason="no shared cipher"}'
+LABELS = 'job="trioserve",instance="a"'
+FAILED, SCANNED, RANDOM, OLD, UNKNOWN_CA = (
+    f'trioserve_tls_handshake_failures_total{{{LABELS},listener=":443",reason="{reason}"}}'
+    for reason in ("no shared cipher", "connection lost", "other", "wrong version number", "alert unknown ca")
 )
-SCANNED = (
-    'trioserve_tls_handshake_failures_total{job="trioserve",instance="a",listener=":443",reason="connection lost"}'
+DONE = f'trioserve_tls_handshakes_total{{{LABELS},listener=":443"}}'
+SERVING = f'trioserve_workers{{{LABELS},state="serving"}}'
+GOOD, BAD, BREW, LOST = (
+    f'trioserve_requests_total{{{LABELS},method="{method}",outcome="ok",status="{status}"}}'
+    for method, status in (("GET", "2xx"), ("GET", "5xx"), ("other", "5xx"), ("other", "4xx"))
 )
-DONE = 'trioserve_tls_handshakes_total{job="trioserve",instance="a",listener=":443"}'
-SERVING = 'trioserve_workers{job="trioserve",instance="a",state="serving"}'
 
 
 @pytest.mark.parametrize(
     ("alert", "series", "fires_at"),
     [
         # One in ten fails, for an hour; then none.
-        ("TrioserveTLSHandshakesFail", {FAILED: "0+1x60 60x60", DONE: "0+9x120"}, {"4m": 0, "10m": 1, "90m": 0}),
+        ("TrioserveTLSHandshakesFail", {FAILED: "0+10x60 600x60", DONE: "0+90x120"}, {"4m": 0, "10m": 1, "90m": 0}),
         # All fail: none was ever completed, so that there is no such series.
-        ("TrioserveTLSHandshakesFail", {FAILED: "0+1x60"}, {"4m": 0, "10m": 1}),
-        # One in a hundred fails, or whoever looks for open ports leaves at once.
-        ("TrioserveTLSHandshakesFail", {FAILED: "0+1x60", DONE: "0+99x60"}, {"30m": 0}),
-        ("TrioserveTLSHandshakesFail", {SCANNED: "0+50x60", DONE: "0+50x60"}, {"30m": 0}),
+        ("TrioserveTLSHandshakesFail", {FAILED: "0+10x60"}, {"4m": 0, "10m": 1}),
+        # One in a hundred fails, or two a minute, or whoever looks for open ports leaves at once, or sends anything.
+        ("TrioserveTLSHandshakesFail", {FAILED: "0+10x60", DONE: "0+990x60"}, {"30m": 0}),
+        ("TrioserveTLSHandshakesFail", {FAILED: "0+2x60", DONE: "0+1x60"}, {"30m": 0}),
+        *(
+            ("TrioserveTLSHandshakesFail", {reason: "0+50x60", DONE: "0+1x60"}, {"30m": 0})
+            for reason in (SCANNED, RANDOM, OLD)
+        ),
+        # Those who send anything hide nobody else's failures.
+        ("TrioserveTLSHandshakesFail", {FAILED: "0+10x60", RANDOM: "0+900x60", DONE: "0+10x60"}, {"30m": 1}),
+        # All refuse our certificate, or one in a hundred does, or one now and then.
+        ("TrioserveOurCertificateIsRefused", {UNKNOWN_CA: "0+5x60", DONE: "0+1x60"}, {"20m": 1}),
+        ("TrioserveOurCertificateIsRefused", {UNKNOWN_CA: "0+5x60"}, {"20m": 1}),
+        ("TrioserveOurCertificateIsRefused", {UNKNOWN_CA: "0+5x60", DONE: "0+500x60"}, {"20m": 0, "50m": 0}),
+        ("TrioserveOurCertificateIsRefused", {UNKNOWN_CA: "0 0 0 0 1x5 2x50"}, {"20m": 0}),
         # A restart takes half a minute, or does not end.
         ("TrioserveNobodyServes", {SERVING: "4x5 0 4x50"}, {"6m": 0, "30m": 0}),
         ("TrioserveNobodyServes", {SERVING: "4x5 0x50"}, {"5m": 0, "6m": 0, "8m": 1}),
+        # One in ten fails, or all do; or one in a hundred, or two a minute, or what nobody knows as a method.
+        ("TrioserveServerErrors", {BAD: "0+10x60", GOOD: "0+90x60"}, {"4m": 0, "10m": 1}),
+        ("TrioserveServerErrors", {BAD: "0+10x60"}, {"10m": 1}),
+        ("TrioserveServerErrors", {BAD: "0+10x60", GOOD: "0+990x60"}, {"30m": 0}),
+        ("TrioserveServerErrors", {BAD: "0+2x60", GOOD: "0+1x60"}, {"30m": 0}),
+        ("TrioserveServerErrors", {BREW: "0+50x60", GOOD: "0+10x60"}, {"30m": 0}),
+        ("TrioserveServerErrors", {BAD: "0+10x60", LOST: "0+990x60", GOOD: "0+10x60"}, {"30m": 1}),
     ],
 )
 def test_when_an_alert_fires(folder: Path, alert: str, series: dict[str, str], fires_at: dict[str, int]) -> None:
@@ -224,11 +245,12 @@ def test_when_an_alert_fires(folder: Path, alert: str, series: dict[str, str], f
     labels = {"job": "trioserve", "instance": "a", "severity": rule["labels"]["severity"]}
     if "listener" in rule["expr"]:
         labels["listener"] = ":443"
-    summary = rule["annotations"]["summary"].replace("{{ $labels.instance }}", "a")
-    fired = {
-        "exp_labels": labels,
-        "exp_annotations": {"summary": summary.replace("{{ $labels.listener }}", ":443")},
-    }
+    if "listener, reason" in rule["expr"]:
+        labels["reason"] = "alert unknown ca"
+    summary = rule["annotations"]["summary"]
+    for name, value in labels.items():
+        summary = summary.replace(f"{{{{ $labels.{name} }}}}", value)
+    fired = {"exp_labels": labels, "exp_annotations": {"summary": summary}}
     cases = [{"eval_time": time, "alertname": alert, "exp_alerts": [fired] * count} for time, count in fires_at.items()]
     given = [{"series": name, "values": values} for name, values in series.items()]
     test = {"interval": "1m", "input_series": given, "alert_rule_test": cases}

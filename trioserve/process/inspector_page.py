@@ -14,12 +14,15 @@ from collections.abc import Callable
 
 import trio
 
+from ..bind import is_local, parse_bind
+from ..config import Config
 from ..outline import outline
 from ..snapshot import Request
 from ..types import PlainValues
 from .admin import Answer, Page
 from .inspection import Inspection
 from .inspector_client import with_workers
+from .sharing import Shared
 
 JSON = "application/json"
 
@@ -155,8 +158,15 @@ def _fingerprint(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"
 
 
-def inspector_pages(inspection: Inspection) -> dict[str, Page]:
-    """The page, what it shows, and the same as plain values for programs. In a supervisor all its workers are asked."""
+def inspector_pages(inspection: Inspection, config: Config) -> dict[str, Page | str]:
+    """The page, what it shows, and the same as plain values for programs. In a supervisor all its workers are asked.
+
+    Texts that say why there are none stand in their places if the address is open to others, and nobody has said that
+    they may see what clients ask for.
+    """
+    why = _why_not(config)
+    if why is not None:
+        return dict.fromkeys(("/inspect", "/inspect.json", "/inspect.outline.json"), why)
     request = Request(CONNECTIONS)
     # Its own: those of the application may all be taken, which is when somebody looks.
     limiter = trio.CapacityLimiter(2)
@@ -171,7 +181,7 @@ def inspector_pages(inspection: Inspection) -> dict[str, Page]:
         async def answer() -> Answer:
             return Answer(200, JSON, await trio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=limiter))
 
-        return answer
+        return Shared(answer).get
 
     async def page() -> Answer:
         return Answer(200, "text/html; charset=utf-8", make_page())
@@ -181,3 +191,12 @@ def inspector_pages(inspection: Inspection) -> dict[str, Page]:
         "/inspect.json": answer_with(lambda snapshot: snapshot),
         "/inspect.outline.json": answer_with(lambda snapshot: outline(snapshot).to_plain()),
     }
+
+
+def _why_not(config: Config) -> str | None:
+    assert config.metrics_bind is not None
+    if config.inspector is False:
+        return "not shown: --no-inspector"
+    if config.inspector is None and not is_local(parse_bind(config.metrics_bind)):
+        return "not shown on an address that others may reach; --inspector shows it to them: what clients ask for, too"
+    return None

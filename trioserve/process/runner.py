@@ -126,7 +126,7 @@ def _supervise(app: str, settings: Settings, pid_file: PidFile) -> int:
     try:
         make_keeper = partial(Reloader, watcher=Watcher(settings.config)) if settings.config.reload else Pool
         supervisor = Supervisor(app, settings, make_keeper, pid_file)
-        with offer(supervisor.inspection, wanted=settings.config.inspector) as instruments:
+        with offer(supervisor.inspection, wanted=settings.config.has_inspector) as instruments:
             return trio.run(supervisor.run, instruments=[HeldInterrupts(), *instruments])
     except KeyboardInterrupt:  # before the loop listens for it
         server_log.info("stopped before the start")

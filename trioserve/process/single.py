@@ -45,7 +45,7 @@ class Single(Observer):
         self._stop_is_due = trio.Event()  # after the drain_delay
 
     def run(self) -> int:
-        with offer(self._inspection, wanted=self._settings.config.inspector) as instruments:
+        with offer(self._inspection, wanted=self._settings.config.has_inspector) as instruments:
             error = trio.run(self._serve, instruments=instruments)
         if error is not None:
             return report_failure(error, EXIT_CANNOT_START if self._server is None else EXIT_CRASHED)
@@ -117,10 +117,9 @@ class Single(Observer):
             self._notifier.watchdog()
             await trio.sleep(self._notifier.watchdog_interval)
 
-    def _pages(self) -> dict[str, Page]:
+    def _pages(self) -> dict[str, Page | str]:
         """What is served beside the application, on an address of its own."""
-        watching = inspector_pages(self._inspection) if self._settings.config.inspector else {}
-        return {**health_pages(self._why_not_ready), **watching}
+        return {**health_pages(self._why_not_ready), **inspector_pages(self._inspection, self._settings.config)}
 
     async def _take_figures(self) -> Figures:
         figures = {} if self._server is None else self._server.figures()

@@ -104,10 +104,9 @@ class Supervisor:
             add_app_dir(self.config.app_dir)
         load_tls(self.config)
 
-    def _pages(self) -> dict[str, Page]:
+    def _pages(self) -> dict[str, Page | str]:
         """What is served beside the application, on an address of its own."""
-        watching = inspector_pages(self.inspection) if self.config.inspector else {}
-        return {**health_pages(self._why_not_ready), **watching}
+        return {**health_pages(self._why_not_ready), **inspector_pages(self.inspection, self.config)}
 
     async def _take_figures(self) -> Figures:
         return await self.totals.take(self.workers)
@@ -161,7 +160,7 @@ class Supervisor:
         finally:
             self.workers.remove(worker)
             self.totals.keep(worker)
-            if self.config.inspector:
+            if self.config.has_inspector:
                 sweep_folders()  # one that was killed has left its socket
         if worker.exit_code == EXIT_CANNOT_START and worker.ready_at is None:
             return  # it has said why

@@ -71,7 +71,7 @@ class WorkerRun(Observer):
             return report_failure(error, EXIT_CANNOT_START)
         except KeyboardInterrupt:
             return EXIT_DRAINED
-        with offer(self._inspection, wanted=self._job.config.inspector) as instruments:
+        with offer(self._inspection, wanted=self._job.config.has_inspector) as instruments:
             failure = trio.run(self._serve, application, instruments=instruments)
         if failure is None:
             return EXIT_DRAINED
