@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
+import sys
 import sysconfig
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
@@ -18,6 +21,7 @@ import trio.testing
 from starlette.concurrency import run_in_threadpool
 
 import trioserve
+from trioserve import calls as calls_module
 from trioserve.calls import Call, Function, calls_of, find_place
 from trioserve.types import AnyValue
 
@@ -115,8 +119,41 @@ async def test_names_of_methods_that_private_classes_define() -> None:
         assert (await outermost(module_at(path, module, PRIVATE).Client().call)).owner is None
 
 
-def block(release: threading.Event) -> None:
-    release.wait(10)
+class Gate:
+    """Stops threads in one line, once ``wait`` has returned."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.begun = threading.Barrier(threads + 1)
+        self.release = threading.Event()
+
+    def wait(self) -> None:
+        self.begun.wait(10)
+
+    def open(self) -> None:
+        self.release.set()
+
+
+def block(gate: Gate) -> None:
+    gate.release.wait(10 + gate.begun.wait(10))
+
+
+def decorated_as(_: object) -> Callable[[AnyValue], AnyValue]:
+    return lambda function: function
+
+
+@decorated_as(
+    "/a path",
+)
+def calls_block(
+    gate: Gate,
+) -> None:
+    block(gate)
+
+
+@contextlib.contextmanager
+def managed(gate: Gate) -> Iterator[None]:
+    block(gate)
+    yield
 
 
 def wrapper(*, function: AnyValue, arguments: AnyValue) -> None:
@@ -126,54 +163,114 @@ def wrapper(*, function: AnyValue, arguments: AnyValue) -> None:
 class Blocks:
     """Something to call that is no function."""
 
-    def __init__(self, release: threading.Event) -> None:
-        self.release = release
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
 
     def run(self) -> None:
-        self.release.wait(10)
+        block(self.gate)
 
     def __call__(self) -> None:
         self.run()
 
 
-def function_of(function: AnyValue) -> Function:
-    """What is told of a Python function."""
-    code = function.__code__
-    place = Call(code, code.co_firstlineno, function.__globals__)
-    return Function(f"{__name__}.{function.__qualname__}", place)
+def line_in(function: AnyValue, offset: int) -> Call:
+    code = getattr(function, "__wrapped__", function).__code__
+    return Call(code, code.co_firstlineno + offset, vars(sys.modules[__name__]))
 
 
 WAYS = [run_in_threadpool, anyio.to_thread.run_sync, trio.to_thread.run_sync]
-FUNCTIONS = {
-    "partial": (lambda release: functools.partial(functools.partial(block, release)), function_of(block)),
+FUNCTIONS: dict[str, tuple[Callable[[Gate], AnyValue], str, Call | None]] = {
+    "partial": (lambda gate: functools.partial(functools.partial(block, gate)), "block", line_in(block, 1)),
+    "decorated": (lambda gate: functools.partial(calls_block, gate), "calls_block", line_in(calls_block, 6)),
     "of FastAPI": (
-        lambda release: functools.partial(wrapper, function=block, arguments={"release": release}),
-        function_of(block),
+        lambda gate: functools.partial(wrapper, function=block, arguments={"gate": gate}),
+        "block",
+        line_in(block, 1),
     ),
-    "method": (lambda release: Blocks(release).run, function_of(Blocks.run)),
-    "object": (Blocks, Function(f"{__name__}.Blocks", None)),
+    "method": (lambda gate: Blocks(gate).run, "Blocks.run", line_in(Blocks.run, 1)),
+    "generator": (lambda gate: managed(gate).__enter__, "managed", line_in(managed, 2)),
+    "object": (Blocks, "Blocks", None),
 }
 
 
-async def in_thread(way: AnyValue, function: AnyValue, end: AnyValue, *, closely: bool = True) -> list[Call]:
+async def in_thread(way: AnyValue, function: AnyValue, gate: Gate | None = None, *, closely: bool = True) -> list[Call]:
     """The calls of a task while it waits for a function in a thread."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(way, function)
         await trio.testing.wait_all_tasks_blocked()
+        if gate is not None:
+            gate.wait()
         [task] = nursery.child_tasks
         calls = calls_of(task, closely=closely)
-        end()
+        if gate is not None:
+            gate.open()
+        nursery.cancel_scope.cancel()
     return calls
+
+
+def function_in(calls: list[Call]) -> Function:
+    return next(one.function for one in calls if one.function is not None)
 
 
 @pytest.mark.parametrize("which", FUNCTIONS)
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_function_in_a_thread(way: AnyValue, which: str) -> None:
-    """The function is told, also where a framework has wrapped it."""
-    make, expected = FUNCTIONS[which]
-    release = threading.Event()
-    calls = await in_thread(way, make(release), release.set)
-    assert next(one.function for one in calls if one.function is not None) == expected
+    """The function is told, also where a framework has wrapped it, with where it begins, which is below its decorators,
+    and the calls that its thread is in.
+    """
+    make, name, start = FUNCTIONS[which]
+    gate = Gate()
+    found = function_in(await in_thread(way, make(gate), gate))
+    assert found.name == f"{__name__}.{name}"
+    assert found.start == start
+    if start is None:
+        assert found.calls == ()
+    else:
+        assert found.calls[0] == start
+        assert find_place(found.calls, None) == line_in(block, 1)
+
+
+async def test_a_function_in_several_threads() -> None:
+    """Which of them is the task's nobody can tell."""
+    gate = Gate(2)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(trio.to_thread.run_sync, block, gate)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.wait()
+        found = [function_in(calls_of(task, closely=True)) for task in nursery.child_tasks]
+        gate.open()
+    assert found == [Function(f"{__name__}.block", line_in(block, 1))] * 2
+
+
+def ended(gate: Gate) -> AnyValue:
+    manager: AnyValue = managed(gate)
+    manager.gen.close()
+    return manager
+
+
+def without_generator(gate: Gate) -> AnyValue:
+    manager: AnyValue = managed(gate)
+    del manager.gen
+    return manager
+
+
+@pytest.mark.parametrize("make", [ended, without_generator])
+async def test_a_context_manager_without_a_generator_that_goes_on(make: Callable[[Gate], AnyValue]) -> None:
+    """Of one that has ended, or has none, there is Python's own method."""
+    limiter = trio.CapacityLimiter(1)
+    await limiter.acquire()
+    way = functools.partial(trio.to_thread.run_sync, limiter=limiter)
+    found = function_in(await in_thread(way, make(Gate()).__enter__))
+    assert found.name == "contextlib._GeneratorContextManager.__enter__"
+    assert found.start is not None
+    assert found.calls == ()
+
+
+def test_where_a_function_begins_that_is_one_line() -> None:
+    """Without a line of its own the body begins in that of the head."""
+    function: AnyValue = eval("lambda: 1")
+    assert Function("a", Call(function.__code__, 1, {})) == calls_module._describe_code("a", function.__code__, {})
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -181,23 +278,28 @@ async def test_a_function_that_is_not_python_s(way: AnyValue) -> None:
     """Of one without a line there is the name."""
     lock = threading.Lock()
     lock.acquire()
-    calls = await in_thread(way, lock.acquire, lock.release)
-    assert next(one.function for one in calls if one.function is not None) == Function("lock.acquire", None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(way, lock.acquire)
+        await trio.testing.wait_all_tasks_blocked()
+        [task] = nursery.child_tasks
+        found = function_in(calls_of(task, closely=True))
+        lock.release()
+    assert found == Function("lock.acquire", None)
 
 
 async def test_a_function_in_a_thread_is_told_on_request() -> None:
     """Who does not ask for it reads no variables."""
-    release = threading.Event()
-    calls = await in_thread(trio.to_thread.run_sync, functools.partial(block, release), release.set, closely=False)
+    gate = Gate()
+    calls = await in_thread(trio.to_thread.run_sync, functools.partial(block, gate), gate, closely=False)
     assert [one.function for one in calls if one.function is not None] == []
 
 
 async def test_variables_are_not_kept() -> None:
     """Whoever has the calls keeps nothing alive of what the task works with."""
-    blocks = Blocks(threading.Event())
+    blocks = Blocks(Gate())
     kept = weakref.ref(blocks)
-    calls = await in_thread(run_in_threadpool, blocks.run, blocks.release.set)
+    calls = await in_thread(run_in_threadpool, blocks.run, blocks.gate)
     del blocks
     gc.collect()
-    assert calls
+    assert function_in(calls).calls
     assert kept() is None

@@ -23,6 +23,7 @@ from trioserve.snapshot import Births, Pace, Request, Scene, Snapshot
 from trioserve.types import PlainValues, Receive, Scope, Send
 
 from .support import Recorder, RunningServer, http_app, send_text, socket_server
+from .test_calls import Gate, block
 from .websocket_client import open_handshake, websocket_app
 
 pytestmark = pytest.mark.timeout(20)
@@ -145,21 +146,22 @@ async def test_idle_and_background(births: Births) -> None:
 
 async def test_a_function_in_a_thread(births: Births) -> None:
     """Where no code of the application's waits for it, as with a `def` endpoint, it is the place; for any thread."""
-    release = threading.Event()
+    gate = Gate()
 
     def endpoint() -> None:
-        release.wait(10)
+        block(gate)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_in_threadpool, endpoint)
         await trio.testing.wait_all_tasks_blocked()
+        gate.wait()
         [task] = nursery.child_tasks
         shot = Snapshot(scene_of(births), Request(), ())
         node = await trio.to_thread.run_sync(shot.tree, task)
-        release.set()
+        gate.open()
     assert node["waits_for"] == "its thread"
-    assert node["at"]["line"] == endpoint.__code__.co_firstlineno
-    assert node["at"]["function"].endswith(".endpoint")
+    assert node["at"]["line"] == block.__code__.co_firstlineno + 1
+    assert node["at"]["function"] == "block"
 
 
 async def test_limit(births: Births) -> None:

@@ -17,7 +17,7 @@ from trioserve.calls import calls_of
 from trioserve.types import AnyValue
 from trioserve.waits import TASKS_AT_MOST, WORDS, Wait, find_deepest_wait, find_wait
 
-from .test_calls import APP, FRAMEWORK, LIBRARY, OWN, SLEEP, call, module_at
+from .test_calls import APP, FRAMEWORK, LIBRARY, OWN, SLEEP, Gate, block, call, calls_block, managed, module_at
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -243,42 +243,96 @@ async def test_an_application_that_is_installed() -> None:
 # --- threads
 
 
-async def look_in_thread(function: Function, end: Callable[[], None], *, closely: bool = True) -> Told:
+async def look_in_thread(function: Function, gate: Gate, *, closely: bool = True) -> Told:
     def find(task: trio.lowlevel.Task) -> Wait:
+        gate.wait()
         found = find_wait(calls_of(task, closely=closely), None)
-        end()
+        gate.open()
         return found
 
     return await look(function, find)
 
 
-def block(release: threading.Event) -> None:
-    release.wait(10)
-
-
 @pytest.mark.parametrize("way", [run_in_threadpool, anyio.to_thread.run_sync, trio.to_thread.run_sync])
 async def test_a_function_in_a_thread(way: AnyValue) -> None:
-    """Where no code of the application's awaits the function, that is the place."""
-    release = threading.Event()
-    assert await look_in_thread(lambda: way(block, release), release.set) == ("its thread", line_of(block, 0))
+    """Where no code of the application's awaits the function, the place is the innermost of it in the thread."""
+    gate = Gate()
+    assert await look_in_thread(lambda: way(calls_block, gate), gate) == ("its thread", line_of(block, 1))
+
+
+async def test_a_dependency_in_a_thread() -> None:
+    """A generator that a framework enters in a thread is the application's code there."""
+    gate = Gate()
+    told = await look_in_thread(lambda: run_in_threadpool(managed(gate).__enter__), gate)
+    assert told == ("its thread", line_of(block, 1))
 
 
 async def test_a_function_in_a_thread_that_the_application_awaits() -> None:
     """The place is where it is awaited, and the function is named, if it was looked for."""
+    gate = Gate()
 
     async def handler() -> None:
-        await trio.to_thread.run_sync(block, release)
+        await trio.to_thread.run_sync(block, gate)
 
-    for closely, what in ((True, f"{__name__}.block in a thread"), (False, "a thread")):
-        release = threading.Event()
-        assert await look_in_thread(handler, release.set, closely=closely) == (what, line_of(handler, 1))
+    for closely, what in ((True, "tests.test_calls.block in a thread"), (False, "a thread")):
+        gate = Gate()
+        assert await look_in_thread(handler, gate, closely=closely) == (what, line_of(handler, 1))
+
+
+async def test_a_function_that_several_threads_run() -> None:
+    """Where nobody can tell which thread is the task's, the place is where the function begins."""
+    gate = Gate(2)
+
+    async def both() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_in_threadpool, calls_block, gate)
+            nursery.start_soon(run_in_threadpool, calls_block, gate)
+
+    def find(task: trio.lowlevel.Task) -> Wait:
+        gate.wait()
+        [nursery] = task.child_nurseries
+        found = [find_wait(calls_of(child, closely=True), None) for child in nursery.child_tasks]
+        gate.open()
+        assert found[0] == found[1]
+        return found[0]
+
+    assert await look(both, find) == ("its thread", line_of(calls_block, 6))
+
+
+async def test_a_function_that_has_no_thread_yet() -> None:
+    """While it queues for a thread, what runs in another's is not where it is."""
+    gate, limiter = Gate(), trio.CapacityLimiter(1)
+
+    async def both() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(trio.to_thread.run_sync, calls_block, gate, limiter=limiter))
+            nursery.start_soon(functools.partial(trio.to_thread.run_sync, calls_block, gate, limiter=limiter))
+
+    def find(task: trio.lowlevel.Task) -> Wait:
+        gate.wait()
+        [nursery] = task.child_nurseries
+        found = [find_wait(calls_of(child, closely=True), None) for child in nursery.child_tasks]
+        # Cancelled before the first one's thread can end: the second never gets one.
+        nursery.cancel_scope.cancel()
+        gate.open()
+        told = {one.what: str(one.place) for one in found}
+        assert told == {"its thread": line_of(block, 1), "a free thread": line_of(calls_block, 6)}
+        return next(one for one in found if one.what == "a free thread")
+
+    assert await look(both, find) == ("a free thread", line_of(calls_block, 6))
 
 
 async def test_a_function_in_a_thread_that_is_not_python_s() -> None:
     """One without a line is no place, and is named."""
     lock = threading.Lock()
     lock.acquire()
-    what, place = await look_in_thread(lambda: run_in_threadpool(lock.acquire), lock.release)
+
+    def find(task: trio.lowlevel.Task) -> Wait:
+        found = find_wait(calls_of(task, closely=True), None)
+        lock.release()
+        return found
+
+    what, place = await look(lambda: run_in_threadpool(lock.acquire), find)
     assert what == "lock.acquire in a thread"
     assert place is not None
     assert place.endswith(" in run_in_threadpool")

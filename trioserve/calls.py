@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import sysconfig
+import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, GeneratorType, MethodType
 
 import trio
 
@@ -49,10 +52,15 @@ _IN_THREADS = {
 
 @dataclass(frozen=True)
 class Function:
-    """One that runs in a thread. ``place`` is where it begins, None if it is not written in Python."""
+    """One that runs in a thread.
+
+    ``start`` is where it begins, None if it is not written in Python; ``calls`` are those that its thread is in, from
+    its own to the innermost: none if nobody can tell, as no thread runs it, or several do.
+    """
 
     name: str
-    place: Call | None
+    start: Call | None
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,10 +172,53 @@ def _describe_function(function: AnyValue) -> Function:
         handed = function.keywords.get("function")
         function = handed if callable(handed) else function.func
     if isinstance(function, MethodType):
+        generator = _find_generator(function.__self__)
+        # One that has ended has no frame.
+        frame = None if generator is None else generator.gi_frame
+        if frame is not None:
+            name = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
+            return _describe_code(name, frame.f_code, frame.f_globals)
         function = function.__func__
     if isinstance(function, FunctionType):
-        place = Call(function.__code__, function.__code__.co_firstlineno, function.__globals__)
-        return Function(f"{function.__module__}.{function.__qualname__}", place)
+        name = f"{function.__module__}.{function.__qualname__}"
+        return _describe_code(name, function.__code__, function.__globals__)
     # Of any other object no attributes are read: that may run its code.
     named = function if isinstance(function, BuiltinFunctionType) else type(function)
     return Function(".".join(filter(None, (named.__module__, named.__qualname__))), None)
+
+
+def _find_generator(manager: object) -> GeneratorType[AnyValue, AnyValue, AnyValue] | None:
+    """That of a @contextmanager: FastAPI enters and leaves in a thread what a `def` dependency with a yield makes."""
+    if not isinstance(manager, contextlib._GeneratorContextManager):
+        return None
+    generator = vars(manager).get("gen")
+    return generator if isinstance(generator, GeneratorType) else None
+
+
+def _describe_code(name: str, code: CodeType, module: dict[str, AnyValue]) -> Function:
+    return Function(name, Call(code, _find_first_line(code), module), _find_calls(code))
+
+
+def _find_calls(code: CodeType) -> tuple[Call, ...]:
+    """As Function has them."""
+    frames = sys._current_frames()
+    # Our own would also make a cycle with this call's variables, and keep whatever they refer to.
+    del frames[threading.get_ident()]
+    found = [calls for top in frames.values() if (calls := _calls_down_to(code, top))]
+    return found[0] if len(found) == 1 else ()
+
+
+def _calls_down_to(code: CodeType, top: FrameType) -> tuple[Call, ...]:
+    """Those of a thread from the one with this code to the innermost; none if it is not there."""
+    calls: list[Call] = []
+    for frame, line in traceback.walk_stack(top):
+        calls.append(Call.of(frame, line))
+        if frame.f_code is code:
+            return tuple(reversed(calls))
+    return ()
+
+
+def _find_first_line(code: CodeType) -> int:
+    """Where its body begins. What Python has as its first line is that of its first decorator."""
+    first = code.co_firstlineno
+    return next((line for _, _, line in code.co_lines() if line is not None and line > first), first)

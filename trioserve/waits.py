@@ -75,6 +75,8 @@ WORDS = {
 }
 """What who is in these functions waits for; the functions of a module by their qualified names."""
 
+_LIMITER = ("trio._sync", "CapacityLimiter.acquire_on_behalf_of")
+
 
 @dataclass(frozen=True)
 class Wait:
@@ -106,12 +108,18 @@ def find_deepest_wait(top: trio.lowlevel.Task) -> Wait:
 def find_wait(calls: Sequence[Call], package: str | None) -> Wait:
     """Tell what a task waits for from its calls, the innermost last; ``package`` as for find_place.
 
-    If the application's code is but in a thread, the place is where that function begins.
+    If the application's code is but in a thread, the place is where it has got to in that thread,
+    or where it begins.
     """
     origin, number = find_innermost(calls, package)
     function = next((call.function for call in calls if call.function is not None), None)
-    if function is not None and function.place is not None and origin_of(function.place, package) > origin:
-        return Wait("its thread", function.place, origin_of(function.place, package))
+    if function is not None and function.start is not None:
+        # While it queues for a thread, one that runs the same function is another task's.
+        queues = any((call.module_name, call.code.co_qualname) == _LIMITER for call in calls)
+        there = (function.start,) if queues or not function.calls else function.calls
+        origin_there, number_there = find_innermost(there, package)
+        if origin_there > origin:
+            return Wait("a free thread" if queues else "its thread", there[number_there], origin_there)
     if origin is Origin.SERVER:
         return Wait(next(iter(_find_words(calls)), None))
     return Wait(_describe(calls[number + 1 :], function, package), calls[number], origin)
