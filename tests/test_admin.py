@@ -14,7 +14,7 @@ import trio.testing
 from trioserve.config import Config
 from trioserve.errors import BindError, ConfigError
 from trioserve.logs import server_log
-from trioserve.process.admin import PLAIN, Admin, Answer, health_pages, load_renderer
+from trioserve.process.admin import HEALTH, PLAIN, Admin, Answer, health_pages, load_renderer
 
 from .support import Client, nothing_left
 
@@ -150,23 +150,33 @@ async def test_a_page_that_is_not_shown():
 )
 async def test_names_of_others(host, status):
     """On a loopback address no page is for a browser that asks for a stranger's name, which he has pointed here."""
-    async with admin(health_pages(lambda: None)) as connect:
+    async with admin({"/secret": health_pages(lambda: None)["/livez"]}) as connect:
         client = await connect()
-        await client.raw(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        await client.raw(f"GET /secret HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = await client.receive_rest()
         await client.aclose()
         assert answer.startswith(b"HTTP/1.1 %d " % status)
         assert answer.endswith(b"alive\n") is (status == 200)
 
 
+async def test_health_by_any_name():
+    """A health check may use whatever name the server has."""
+    async with admin(health_pages(lambda: None)) as connect:
+        for path in HEALTH:
+            client = await connect()
+            await client.raw(f"GET {path} HTTP/1.1\r\nHost: web-1.internal\r\nConnection: close\r\n\r\n".encode())
+            assert (await client.receive_rest()).startswith(b"HTTP/1.1 200 ")
+            await client.aclose()
+
+
 async def test_names_elsewhere():
     """Whoever has opened the pages to others chooses their names; an old client needs none."""
-    async with admin(health_pages(lambda: None), "0.0.0.0:0") as connect:
+    async with admin({"/secret": health_pages(lambda: None)["/livez"]}, "0.0.0.0:0") as connect:
         client = await connect()
-        await client.raw(b"GET /livez HTTP/1.0\r\n\r\n")
+        await client.raw(b"GET /secret HTTP/1.0\r\n\r\n")
         assert (await client.receive_rest()).endswith(b"alive\n")
         await client.aclose()
-    app = Admin(Config(metrics_bind="127.0.0.1:0"), health_pages(lambda: None), no_figures)
+    app = Admin(Config(metrics_bind="127.0.0.1:0"), {"/secret": health_pages(lambda: None)["/livez"]}, no_figures)
     sent = []
 
     async def send(message):
@@ -174,7 +184,7 @@ async def test_names_elsewhere():
 
     for server in (("10.0.0.1", 9100), ("/run/metrics", None), None):
         headers = [(b"host", b"metrics.example")]
-        await app._answer({"method": "GET", "path": "/livez", "server": server, "headers": headers}, None, send)
+        await app._answer({"method": "GET", "path": "/secret", "server": server, "headers": headers}, None, send)
     assert [message["status"] for message in sent if "status" in message] == [200, 200, 200]
 
 
@@ -316,7 +326,7 @@ async def test_an_address_that_is_taken():
         await taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = "{}:{}".format(*taken.getsockname())
-        with pytest.raises(BindError, match=f"cannot listen on {address}: address already in use"):
+        with pytest.raises(BindError, match=f"cannot listen on {address}: address already in use [(]metrics_bind[)]"):
             await Admin(Config(metrics_bind=address), {}, no_figures).run()
 
 

@@ -420,4 +420,4 @@ def test_an_address_that_is_taken(folder, workers):
         program = finish(*SERVE, "--workers", str(workers), "--metrics-bind", address, cwd=folder)
     assert program.process.returncode == 3
     (line,) = program.errors.splitlines()
-    assert line.endswith(f"error: cannot listen on {address}: address already in use")
+    assert line.endswith(f"error: cannot listen on {address}: address already in use (metrics_bind)")

@@ -32,6 +32,7 @@ class BindError(StartupError, OSError):
     def __init__(self, errno: int | None, reason: str, address: str) -> None:
         # OSError fills errno and strerror only from two positional arguments.
         super().__init__(errno, f"cannot listen on {address}: {reason}")
+        self.reason = reason
         self.address = address
 
     def __str__(self) -> str:

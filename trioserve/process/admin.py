@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from ..config import Config
-from ..errors import ConfigError
+from ..errors import BindError, ConfigError
 from ..figures import Figures
 from ..logs import server_log
 from ..observer import Observer
@@ -25,6 +25,8 @@ from .sharing import Shared
 
 PLAIN = "text/plain; charset=utf-8"
 METRICS = "/metrics"
+HEALTH = ("/livez", "/readyz")
+"""What tells nobody anything that would be worth hiding, and is asked for by whatever name the server has."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def health_pages(why_not_ready: Callable[[], str | None]) -> dict[str, Page]:
         reason = why_not_ready()
         return Answer(200, PLAIN, b"ready\n") if reason is None else Answer(503, PLAIN, f"{reason}\n".encode())
 
-    return {"/livez": live, "/readyz": ready}
+    return dict(zip(HEALTH, (live, ready), strict=True))
 
 
 Render = Callable[[Figures, str], tuple[str, bytes]]
@@ -90,13 +92,17 @@ class Admin:
         """Serve until cancelled; ``started`` once it does. Raises BindError."""
         # Without a nursery, which would wrap the error in a group.
         status = _Announced(task_status)
-        await serve_observed(self._answer, self._config, observer=Observer(), task_status=status)
+        try:
+            await serve_observed(self._answer, self._config, observer=Observer(), task_status=status)
+        except BindError as error:
+            # Of several addresses this is one that the user may not think of.
+            raise BindError(error.errno, f"{error.reason} (metrics_bind)", error.address) from None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         page, is_metrics = self._pages.get(path), path == METRICS
         allowed = []
-        if _is_rebound(scope):
+        if path not in HEALTH and _is_rebound(scope):
             answer = Answer(421, PLAIN, b"On this machine ask for an address or for localhost, not for another name\n")
         elif page is None and not is_metrics:
             paths = [METRICS, *(path for path, page in self._pages.items() if not isinstance(page, str))]
