@@ -147,45 +147,73 @@ def test_metrics(folder):
     assert "Traceback" not in program.errors
 
 
-def test_sums_never_fall(folder):
-    """Two workers under load, of which one is killed: no sum is ever less than before, and none is lost."""
-    with serving(folder, "--workers", "2") as (program, pages):
-        first = program.wait_for_answers(2)
-        done, watched, asked = threading.Event(), [], [count_requests(pages.figures())]
+@contextlib.contextmanager
+def watching(pages):
+    """Meanwhile no sum is ever less than before."""
+    done, watched = threading.Event(), []
 
-        def watch():
-            while not done.wait(OFTEN):
-                watched.append(pages.figures())
+    def watch():
+        while not done.wait(OFTEN):
+            watched.append(pages.figures())
 
-        def load():
-            for _ in range(10):
-                program.ask()
-                with counting:
-                    asked[0] += 1
-
-        counting = threading.Lock()
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        for victim in (first.pop(), None):
-            loads = [threading.Thread(target=load) for _ in range(4)]
-            for one in loads:
-                one.start()
-            for one in loads:
-                one.join(PATIENCE)
-            assert count_requests(pages.figures()) == asked[0]
-            if victim is not None:
-                os.kill(victim, signal.SIGKILL)
-                pages.wait_for(SERVING(2), RESTARTS("killed", 1))
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
         done.set()
         watcher.join(PATIENCE)
-        assert [key for before, after in pairwise(watched) for key in before if has_fallen(key, before, after)] == []
-        assert asked[0] >= 80
-        figures = watched[-1]
-        assert figures["workers", "serving"] == 2
+    assert watched
+    assert [key for before, after in pairwise(watched) for key in before if has_fallen(key, before, after)] == []
+
+
+def ask_at_once(program):
+    """Four clients at a time; returns how many requests that made."""
+    answers = []
+    clients = [threading.Thread(target=lambda: answers.extend(program.ask() for _ in range(10))) for _ in range(4)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join(PATIENCE)
+    assert len(answers) == 40
+    return len(answers)
+
+
+def test_workers_that_come_and_go(folder):
+    """What two workers count is summed, none of it is lost when one ends, and why it ended is counted.
+
+    One is killed, asked to go, dies, is rolled, and does not start.
+    """
+    (folder / "main.py").write_text(WORKER_APP + BREAKABLE)
+    with serving(folder, "--workers", "2") as (program, pages):
+        workers = program.wait_for_answers(2)
+        asked = count_requests(pages.figures())
+        with watching(pages):
+            asked += ask_at_once(program)
+            assert count_requests(pages.figures()) == asked
+            os.kill(workers.pop(), signal.SIGKILL)
+            pages.wait_for(SERVING(2), RESTARTS("killed", 1))
+            asked += ask_at_once(program)
+            figures = pages.figures()
+            assert count_requests(figures) == asked
         assert figures["tasks",] > 2
         wait_until(lambda: ("event_loop_lag_seconds",) in pages.figures(), "a beat", every=OFTEN)
         with program.hold():
-            assert pages.figures()["connections_open", "active"] == pages.figures()["requests_active",] == 1
+            figures = pages.figures()
+            assert figures["connections_open", "active"] == figures["requests_active",] == 1
+
+        os.kill(workers.pop(), signal.SIGTERM)
+        pages.wait_for(RESTARTS("retired", 1), SERVING(2), LEAVING(0))
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            program.ask("/die")
+        pages.wait_for(RESTARTS("crashed", 1), SERVING(2))
+        program.signal(signal.SIGHUP)
+        pages.wait_for(RESTARTS("rolled", 2), SERVING(2), LEAVING(0))
+        (folder / "broken").touch()
+        os.kill(program.ask(), signal.SIGKILL)
+        wait_until(lambda: pages.figures()["worker_restarts_total", "failed_start"] >= 1, "a bad start", every=OFTEN)
+        (folder / "broken").unlink()
+        pages.wait_for(SERVING(2))
 
 
 def test_a_worker_that_does_not_answer(folder):
@@ -215,27 +243,6 @@ def test_a_worker_that_does_not_answer(folder):
         check_figures(counted)
         os.kill(victim, signal.SIGKILL)
         pages.wait_for(RESTARTS("killed", 1), SERVING(2))
-
-
-def test_restarts_by_reason(folder):
-    """A worker that dies, is asked to go, is rolled or does not start counts for that."""
-    (folder / "main.py").write_text(WORKER_APP + BREAKABLE)
-    with serving(folder, "--workers", "2") as (program, pages):
-        workers = program.wait_for_answers(2)
-        os.kill(workers.pop(), signal.SIGTERM)
-        pages.wait_for(RESTARTS("retired", 1), SERVING(2), LEAVING(0))
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            program.ask("/die")
-        pages.wait_for(RESTARTS("crashed", 1), SERVING(2))
-        program.signal(signal.SIGHUP)
-        pages.wait_for(RESTARTS("rolled", 2), SERVING(2), LEAVING(0))
-        (folder / "broken").touch()
-        os.kill(program.ask(), signal.SIGKILL)
-        wait_until(
-            lambda: pages.figures()["worker_restarts_total", "failed_start"] >= 1, "a start that fails", every=OFTEN
-        )
-        (folder / "broken").unlink()
-        pages.wait_for(SERVING(2))
 
 
 BREAKABLE = """
