@@ -127,7 +127,10 @@ def test_a_crash_s_file_is_replaced(folder: Path, path: Path) -> None:
 
 def test_who_reads_its_own_file_keeps_it(path: Path) -> None:
     """A file is a living server's, too, once the application has read it."""
-    with holder(path, "reads") as program, pytest.raises(StartupError, match=f"is that of process {program.process.pid}"):
+    with (
+        holder(path, "reads") as program,
+        pytest.raises(StartupError, match=f"is that of process {program.process.pid}"),
+    ):
         hold(path)
 
 
