@@ -30,6 +30,24 @@ def block(heading: str, language: str) -> str:
     return str(found)
 
 
+def test_loggers_of_the_application(tmp_path: Path) -> None:
+    """With the example they come out in JSON beside ours, each record once; without it a warning does, bare."""
+    (example,) = re.findall(r"^```python\n(# in main\.py\n.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
+    says = "import logging\nlog = logging.getLogger('shop')\nlog.info('open')\nlog.warning('few left')\n"
+    for before, shown in (("", ["few left"]), (example, ["open", "few left"])):
+        (tmp_path / "main.py").write_text(before + says + APP)
+        with start("-m", "trioserve", "main:app", "--port", "0", "--log-format", "json", cwd=tmp_path) as program:
+            program.wait_for("Ctrl-C stops")
+            program.signal()
+            assert program.wait() == 0
+        lines = program.errors.splitlines()
+        assert sum("Ctrl-C stops" in line for line in lines) == 1
+        theirs = [line for line in lines if "open" in line or "few left" in line]
+        if before:
+            theirs = [one["message"] for line in theirs if (one := json.loads(line))["logger"] == "shop"]
+        assert theirs == shown
+
+
 def test_the_format(tmp_path: Path) -> None:
     """The command's format makes the line that other servers make."""
     (tmp_path / "main.py").write_text(APP)

@@ -18,7 +18,7 @@ from trioserve.logs import current_request_id, slow_log
 from trioserve.types import Receive, Scope, Send
 
 from .logging_state import loggers  # noqa: F401 - a fixture
-from .support import Client, RunningServer, http_app, memory_server, nothing_left, respond, send_text
+from .support import Client, RunningServer, http_app, memory_server, nothing_left, respond, send_text, socket_server
 from .websocket_client import handshake_bytes
 
 pytestmark = [pytest.mark.timeout(20)]
@@ -248,6 +248,7 @@ async def test_it_carries_the_request_s_id(
         "age": 5.0,
         "waits_for": "a sleep to end",
         "more": 0,
+        "ended": False,
     }
 
 
@@ -288,4 +289,133 @@ async def test_a_request_that_is_answered_by_the_server(
         client = await server.connect()
         assert (await client.request("POST", body=b"xx")).status == 413
         await trio.sleep(60)
+    assert lines(caplog) == []
+
+
+# What nobody could look at
+
+
+def block(clock: trio.testing.MockClock, scope: Scope) -> None:
+    """Let as many seconds pass as the path says, without a moment for any other task: as time.sleep does."""
+    clock.jump(float(scope["path"].strip("/")))
+
+
+async def pass_time(clock: trio.testing.MockClock, seconds: float) -> None:
+    """Let everyone do what is to be done now, and then after so many seconds."""
+    await trio.testing.wait_all_tasks_blocked()
+    clock.jump(seconds)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+# On sockets, where a response ends in the step that sends it, as long as its client reads: in memory everyone gets a
+# turn before that, the clock too.
+
+
+async def test_what_blocks_the_event_loop_is_told_of_afterwards(
+    mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line when it has ended, with how long it took and a guess at why; none for what was in time."""
+
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        block(mock_clock, scope)
+        await send_text(send, "x")
+
+    async with socket_server(http_app(handler), slow_request=2, request_id=True) as server:
+        client = await server.connect()
+        await client.get("/1")
+        assert lines(caplog) == []
+        await client.get("/3")
+        await pass_time(mock_clock, 10)
+        await client.aclose()
+    (line,) = lines(caplog)
+    said = '"GET /3 HTTP/1.1" has taken 3.0 s, unseen: the event loop may have been blocked (see the option watchdog)'
+    assert re.sub(r"^127\.0\.0\.1:\d+ ", "", line) == said
+    (record,) = [one for one in caplog.records if one.name == slow_log.name]
+    values = json.loads(JSONFormatter().format(record))
+    told = ("status", "age", "place", "waits_for", "more", "ended", "request_id")
+    assert [values[name] for name in told] == [200, 3.0, None, None, 0, True, server.records[-1].request_id]
+
+
+async def test_what_blocks_and_then_waits_is_told_of_while_it_waits(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once the loop goes on it is a request like any other, with one line."""
+
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        block(autojump_clock, scope)
+        await trio.sleep(1)
+        await send_text(send, "x")
+
+    async with memory_server(http_app(handler), slow_request=2) as server:
+        await (await server.connect()).get("/3")
+        await trio.sleep(10)
+    (line,) = lines(caplog)
+    assert "has run for 3.0 s, no response yet" in line
+
+
+async def test_blocking_requests_share_the_pause_between_lines(
+    mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What may not be said yet is counted in the next line, whoever that is about."""
+
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        block(mock_clock, scope)
+        await send_text(send, "x")
+
+    async with socket_server(http_app(handler), slow_request=0.2) as server:
+        client = await server.connect()
+        for target in ("/0.3", "/0.3", "/0.3", "/2", "/0.3"):
+            await client.get(target)
+        await pass_time(mock_clock, 10)
+        await client.aclose()
+    told = [re.search(r"GET (/[\d.]+) .* has taken ([\d.]+) s, unseen: [^;]*(.*)", line) for line in lines(caplog)]
+    assert [one.groups() for one in told if one] == [("/0.3", "0.3", ""), ("/2", "2.0", "; and 2 more")]
+    assert lines(caplog)[2:] == ["1 more request has taken longer than 0.2 s"]
+
+
+async def test_those_that_wait_beside_one_that_blocks(
+    mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line of the one that blocked takes nothing from an older one that is due and runs on."""
+
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/waits":
+            await trio.sleep(60)
+        else:
+            block(mock_clock, scope)
+        await send_text(send, "x")
+
+    async with socket_server(http_app(handler), slow_request=2) as server:
+        clients = [await ask(server, "/waits"), await server.connect()]
+        await pass_time(mock_clock, 1)
+        await clients[1].get("/3")
+        await pass_time(mock_clock, 1)
+        for client in clients:
+            await client.aclose()
+    first, second = lines(caplog)
+    assert '"GET /3 HTTP/1.1" has taken 3.0 s, unseen' in first
+    assert re.search('"GET /waits .* has run for 5.0 s, no response yet: .* waits for a sleep to end$', second)
+
+
+async def test_websockets_and_background_work_that_block(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a handshake that is accepted late, nor what blocks after the response, is a slow request."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await send_text(send, "x")
+            autojump_clock.jump(30)
+            return
+        await receive()
+        autojump_clock.jump(30)
+        await send({"type": "websocket.accept"})
+        await trio.sleep_forever()
+
+    async with memory_server(app, lifespan="off", slow_request=5, ws_ping_interval=None) as server:
+        await (await server.connect()).get()
+        await trio.sleep(30)
+        stream = await server.connect_stream()
+        await stream.send_all(handshake_bytes())
+        await trio.sleep(30)
     assert lines(caplog) == []

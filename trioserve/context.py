@@ -75,7 +75,8 @@ class ServerContext:
         self.active: dict[ActiveExchange, trio.lowlevel.Task | None] = {}
         """Each with the task that calls the application."""
         limit = config.slow_request
-        self._slow = None if limit is None else SlowRequests(limit, self.clock, self.active)
+        self.slow = None if limit is None else SlowRequests(limit, self.clock, self.active)
+        """Whom to tell of each response that has ended; None: nobody."""
         self.base = contextvars.copy_context()
 
     def reset_context_variables(self) -> None:
@@ -89,8 +90,8 @@ class ServerContext:
         self.active[exchange] = task
         if self._tells_exchanges:
             self.observer.exchange_began(exchange.request)
-            if self._slow is not None:
-                self._slow.began(exchange)
+            if self.slow is not None:
+                self.slow.began(exchange)
         counters = self.counters
         counters.requests += 1
         counters.requests_total += 1

@@ -230,6 +230,11 @@ def figures_of(counters: Counters) -> Figures:
     return found
 
 
+def lateness(seconds: float) -> Figures:
+    """Those of an event loop that is known to be late by so much at least."""
+    return {("event_loop_lag_seconds",): seconds, ("event_loop_lag_max_seconds",): seconds}
+
+
 def is_known(key: tuple[str, ...]) -> bool:
     """Whether there may be a figure of this name with so many labels."""
     family = _BY_NAME.get(key[0]) if key else None

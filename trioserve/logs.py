@@ -110,7 +110,7 @@ class WebSocketRecord:
 
 @dataclass(slots=True)
 class SlowRecord:
-    """What is told of a request that takes long, while it runs.
+    """What is told of a request that takes long, while it runs, or of one that took long if ``ended``.
 
     ``age`` is seconds from its head; ``status`` is None if no response was begun. ``place`` is where the application's
     code is, else that of a library, "file:line in function", and ``waits_for`` what it waits for there; None if nobody
@@ -126,6 +126,7 @@ class SlowRecord:
     place: str | None
     waits_for: str | None
     more: int
+    ended: bool = False
     request_id: str | None = None
 
     def to_plain(self) -> PlainValues:
@@ -139,6 +140,7 @@ class SlowRecord:
             "place": self.place,
             "waits_for": self.waits_for,
             "more": self.more,
+            "ended": self.ended,
             **_id_as_plain(self.request_id),
         }
 
@@ -205,16 +207,20 @@ def log_websocket(record: WebSocketRecord) -> None:
 
 def log_slow(record: SlowRecord) -> None:
     """Write the line of a request that takes long; the record travels along as ``slow_request``."""
+    if record.ended:
+        told = f"has taken {record.age:.1f} s, unseen: the event loop may have been blocked (see the option watchdog)"
+    else:
+        response = "no response yet" if record.status is None else "response begun"
+        place = "" if record.place is None else f"{record.place} "
+        wait = record.waits_for or "what nobody can tell"
+        told = f"has run for {record.age:.1f} s, {response}: {place}waits for {wait}"
     contain(
         record.request_id,
         slow_log.warning,
-        '%s "%s" has run for %.1f s, %s: %swaits for %s%s',
+        '%s "%s" %s%s',
         _printable(record.client),
         quotable(f"{record.method} {record.target} HTTP/{record.http_version}"),
-        record.age,
-        "no response yet" if record.status is None else "response begun",
-        "" if record.place is None else f"{record.place} ",
-        record.waits_for or "what nobody can tell",
+        told,
         f"; and {record.more} more" if record.more else "",
         extra={"slow_request": record},
     )

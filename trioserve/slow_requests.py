@@ -1,4 +1,4 @@
-"""Tells of requests that take long, and where they wait, while they still do."""
+"""Tells of requests that take long, and where they wait, while they still do; or afterwards, if they blocked all."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ class SlowRequests:
         if self._timer.deadline == inf and exchange.request.protocol is None:
             self._timer.set(exchange.started + self._limit)
 
+    def ended(self, exchange: ActiveExchange) -> None:
+        """Its response has. If it took long and nobody has looked at it, nothing could look: then tell of it now."""
+        now = self._clock.now()
+        is_slow = now - exchange.started > self._limit and exchange.request.protocol is None
+        if not is_slow or exchange.started <= self._looked_to:
+            return
+        self._unsaid += 1
+        # Else it was the pause between two lines, or two looks, that kept us from it, and the next one counts it.
+        if now >= max(self._timer.deadline, self._next_line):
+            log_slow(self._record(exchange, None, now, self._take_unsaid(now) - 1))
+
     def _look(self) -> None:
         now = self._clock.now()
         due, next_look = self._find_due(now)
@@ -89,9 +100,7 @@ class SlowRequests:
 
     def _say(self, due: Sequence[ActiveExchange], now: float) -> None:
         """Tell of the oldest, and of how many it stands for."""
-        count, self._unsaid = self._unsaid, 0
-        self._said_to = self._looked_to
-        self._next_line = now + PAUSE
+        count = self._take_unsaid(now)
         if due:
             # Reading the frames of foreign code may raise, and this is the task of every clock of the server.
             contain(due[0].request.id, self._tell, due[0], now, count - 1)
@@ -99,20 +108,30 @@ class SlowRequests:
             text = "%d more %s taken longer than %g s"
             contain(None, slow_log.warning, text, count, "request has" if count == 1 else "requests have", self._limit)
 
+    def _take_unsaid(self, now: float) -> int:
+        """How many the line stands for that is said now."""
+        count, self._unsaid = self._unsaid, 0
+        self._said_to = self._looked_to
+        self._next_line = now + PAUSE
+        return count
+
     def _tell(self, exchange: ActiveExchange, now: float, more: int) -> None:
-        task, request = self._active[exchange], exchange.request
-        wait = Wait() if task is None else find_deepest_wait(task)
-        log_slow(
-            SlowRecord(
-                client=request.endpoint.client_name,
-                method=request.method,
-                target=request.target.decode("ascii"),
-                http_version=request.http_version,
-                status=exchange.status,
-                age=now - exchange.started,
-                place=None if wait.place is None else str(wait.place),
-                waits_for=wait.what,
-                more=more,
-                request_id=request.id,
-            )
+        task = self._active[exchange]
+        log_slow(self._record(exchange, Wait() if task is None else find_deepest_wait(task), now, more))
+
+    def _record(self, exchange: ActiveExchange, wait: Wait | None, now: float, more: int) -> SlowRecord:
+        """``wait``: None if it waits no more."""
+        request = exchange.request
+        return SlowRecord(
+            client=request.endpoint.client_name,
+            method=request.method,
+            target=request.target.decode("ascii"),
+            http_version=request.http_version,
+            status=exchange.status,
+            age=now - exchange.started,
+            place=None if wait is None or wait.place is None else str(wait.place),
+            waits_for=None if wait is None else wait.what,
+            more=more,
+            ended=wait is None,
+            request_id=request.id,
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from ..config import Config
-from ..figures import Figures
+from ..figures import Figures, lateness, sum_up
 from ..logs import server_log
 from ..net.listeners import Listener
 from ..types import AnyValue, PlainValues
@@ -24,7 +24,7 @@ from .log_setup import wants_colors
 from .output import ErrorOutput
 from .pipes import READER_GONE, inheritance, make_pipe, number_for_worker, open_reader, share_socket
 from .signals import ABORT, signal_name
-from .watchdog import BEATS
+from .watchdog import BEAT, BEATS
 
 _PATIENCE = 5.0
 """Seconds more than a worker's own deadlines give it, before it is killed."""
@@ -105,6 +105,15 @@ class Worker:
     def seconds_silent(self) -> float:
         """Since it was heard of last."""
         return trio.current_time() - self._last_beat
+
+    @property
+    def seconds_late(self) -> float:
+        """How late its event loop is at least by now, which it cannot tell itself while it is."""
+        return max(0.0, self.seconds_silent - BEAT) if self.serves else 0.0
+
+    def is_heard(self, within: float) -> bool:
+        """Whether it is ready, and was heard of in so many seconds, or is one that may be silent."""
+        return self.ready_at is not None and (not self._checks_health or self.seconds_silent < within)
 
     def to_plain(self, now: float) -> PlainValues:
         """What is known of it; ``now`` is Trio's. For any thread."""
@@ -225,11 +234,13 @@ class Worker:
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     if (figures := read_figures(line)) is not None:
-                        self.figures.update(figures)
+                        if not self.is_blocked:  # we have told the rest for it, and no sum may come down
+                            self.figures.update(figures)
                     elif (report := read_report(line)) is not None:
                         self._take_report(report)
 
     def _take_report(self, report: Report) -> None:
+        late = self.seconds_late
         self._last_beat = trio.current_time()
         if report is Report.BEAT:
             return
@@ -244,7 +255,7 @@ class Worker:
         elif report is Report.RETIRING:
             self.is_leaving = True
         elif not self.is_leaving:
-            self._tell_blockage()
+            self._tell_blockage(late)
             assert self._process is not None
             self._process.kill()
         self._on_news()
@@ -260,15 +271,16 @@ class Worker:
             if trio.current_time() > due + _WATCHDOG_PATIENCE:
                 self._last_beat = trio.current_time()  # we were stopped ourselves, and the beats wait to be read
             elif self._last_beat + patience <= due and not self.is_leaving:
-                self._tell_blockage()
+                self._tell_blockage(self.seconds_late)
                 if ABORT is not None:  # pragma: no branch - the tests run on POSIX
                     process.send_signal(ABORT)
                     await trio.sleep(_ABORT_PATIENCE)
                 process.kill()
                 return
 
-    def _tell_blockage(self) -> None:
+    def _tell_blockage(self, late: float) -> None:
         self.is_blocked = True
+        self.figures = sum_up([self.figures, lateness(late), {("event_loop_late_seconds",): late}])
         seconds = self._config.timeout_worker_healthcheck
         server_log.error("%s: the event loop has been blocked for more than %g s, so it is killed", self.name, seconds)
 

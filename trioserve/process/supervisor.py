@@ -31,6 +31,11 @@ from .sockets import Sockets
 from .systemd import Notifier
 from .totals import Totals
 
+ANSWER_PATIENCE = 2.0
+"""Seconds that every worker must be silent until we are not ready. Eight beats, of which a busy machine may delay some;
+and less than what most load balancers let pass between two questions.
+"""
+
 
 class Keeper(Protocol):
     """What decides when workers start and retire: the pool of slots, or the reloader."""
@@ -114,9 +119,10 @@ class Supervisor:
     def _why_not_ready(self) -> str | None:
         if self._stops or self._keeping.cancel_called:
             return "draining"
-        if any(one.serves for one in self.workers):
-            return None
-        return "no worker serves" if self._has_announced else "starting"
+        serving = [one for one in self.workers if one.serves]
+        if not serving:
+            return "no worker serves" if self._has_announced else "starting"
+        return None if any(one.is_heard(ANSWER_PATIENCE) for one in serving) else "no worker answers"
 
     # For the keeper
 
@@ -229,10 +235,10 @@ class Supervisor:
         interval = self.notifier.watchdog_interval
         if interval is None:
             return
-        # A worker whose beats do not come in this time is killed; under --reload there are none.
+        # A worker whose beats do not come in this time is killed; under --reload there may be no worker.
         patience = max(2 * interval, self.config.timeout_worker_healthcheck)
         while True:
-            beats = any(one.ready_at is not None and one.seconds_silent < patience for one in self.workers)
+            beats = any(one.is_heard(patience) for one in self.workers)
             if beats or self.config.reload or not self._has_announced:
                 self.notifier.watchdog()
             await trio.sleep(interval)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import trio
 
-from ..figures import Figures, lasting, sum_up
+from ..figures import Figures, lasting, lateness, sum_up
 from .child import Worker
 
 PATIENCE = 1.0
@@ -45,12 +45,18 @@ class Totals:
         with trio.move_on_after(PATIENCE):
             for told in [worker.ask_figures() for worker in workers]:
                 await told.wait()
-        figures = sum_up([self._ended, *(worker.figures for worker in workers)])
+        figures = sum_up([self._ended, *map(_figures_of, workers)])
         for state in ("starting", "serving", "leaving"):
             figures["workers", state] = sum(state_of(worker) == state for worker in workers)
         for why, count in self._restarts.items():
             figures["worker_restarts", why.value] = count
         return figures
+
+
+def _figures_of(worker: Worker) -> Figures:
+    """What it has told, and what its silence tells: one whose event loop is blocked says nothing of that."""
+    late = worker.seconds_late
+    return sum_up([worker.figures, lateness(late)]) if late else worker.figures
 
 
 def state_of(worker: Worker) -> str:

@@ -351,6 +351,8 @@ class HTTP11Exchange:
         self.ended = True
         if self._receiving or self._waiting:
             self._transport.wake(Wake.ENDED)
+        if self._server.slow is not None:
+            self._server.slow.ended(self)
         # Whether a 5xx is what the application meant, or what something in it made of an error, shows when it returns.
         if self._server.wants_records and (self.status is None or self.status < 500 or self.is_refused):
             self.report()
