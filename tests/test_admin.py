@@ -316,7 +316,7 @@ def test_short_waits():
     Else those who ask for slow pages would keep a kubelet from /livez, which kills the pod then.
     """
     config = Admin(Config(metrics_bind="127.0.0.1:0"), {}, no_figures)._config
-    assert (config.limit_connections, config.limit_concurrency) == (1024, None)
+    assert (config.limit_connections, config.limit_concurrency) == (512, None)
     assert (config.timeout_request_head, config.timeout_keep_alive) == (2, 2)
 
 

@@ -188,7 +188,7 @@ def _admin_config(config: Config) -> Config:
         lifespan="off",
         access_log=False,
         ws="off",
-        limit_connections=1024,
+        limit_connections=512,
         limit_request_head=8192,
         limit_request_fields=64,
         limit_request_body=0,
