@@ -16,7 +16,20 @@ AT = {"file": "/srv/shop/app.py", "line": 12, "function": "show"}
 
 
 def task(name: str = "a task", **changes: object) -> PlainValues:
-    return {"name": name, "age": 1.0, "state": "waiting", "waits_for": "an event", "at": AT, "tasks": [], **changes}
+    return {
+        "name": name,
+        "age": 1.0,
+        "state": "waiting",
+        "waits_for": "an event",
+        "at": AT,
+        "own": False,
+        "tasks": [],
+        **changes,
+    }
+
+
+def own_task(name: str = "own", **changes: object) -> PlainValues:
+    return task(name, at=None, own=True) | changes
 
 
 def exchange(**changes: object) -> PlainValues:
@@ -64,15 +77,19 @@ def test_a_server_that_serves_nothing() -> None:
 def test_a_request_with_a_task() -> None:
     """A request is told by what it asks, how far it is, and where it waits; its tasks stand below it."""
     inner = task("produce", waits_for=None, at=None, nursery=2, more_tasks=1)
-    outer = task(exchange=exchange(status=200, sent=2048, received=5), tasks=[inner, task("own", at=None)])
+    outer = task(exchange=exchange(status=200, sent=2048, received=5), own=True, tasks=[inner, own_task()])
     shown = lines_of(server(connection("serves", outer, tls=True)))
     assert shown[3:6] == [
         "├─ connections 1: 1 serves",
         "│  └─ 10.0.0.1:5  serves 2.0 s, 1 request in 1 min 0 s TLS",
         "│     └─ GET /a  200  2.0 s, received 5 B, sent 2.0 KiB  waits for an event at shop/app.py:12 in show",
     ]
-    # Both tasks are the server's own, and nothing is told of those.
-    assert len(shown) == 7
+    # Whatever code it is in, what the application has started is told, and what the server has is not.
+    assert shown[6:] == [
+        "│        └─ produce (nursery 2)  1.0 s  waits",
+        "│           └─ ... and 1 task more",
+        "└─ tasks beside the connections",
+    ]
 
 
 EXCHANGES = {
@@ -94,7 +111,7 @@ def test_requests(words: str) -> None:
 
 def test_many_connections() -> None:
     """An idle connection is one line, and those beyond the limit are a number."""
-    own = task(at=None)
+    own = own_task()
     snapshot = server(connection("idle", own), connection("idle", own))
     snapshot["connections"]["open"] = 1002
     snapshot["connections"]["by_state"] = {"idle": 1002}
@@ -108,8 +125,8 @@ def test_many_connections() -> None:
 
 def test_tasks_beside_the_connections() -> None:
     """The application's other tasks are shown, with those above them; of the server's own there is a number."""
-    own, running = task("own", at=None), task("run", state="running", more_tasks=2, nursery=1, age=None)
-    snapshot = server(tasks=[task("main", at=None, waits_for=None, tasks=[own, running]), own])
+    own, running = own_task(), task("run", state="running", more_tasks=2, nursery=1, age=None)
+    snapshot = server(tasks=[own_task("main", waits_for=None, tasks=[own, running]), own])
     assert lines_of(snapshot)[4:] == [
         "└─ tasks beside the connections",
         "   ├─ main  1.0 s  waits",
@@ -120,9 +137,19 @@ def test_tasks_beside_the_connections() -> None:
     assert lines_of(server(tasks=[own]))[4:] == ["└─ 1 task of the server itself"]
 
 
+def test_own_tasks_with_more_below() -> None:
+    """What was not looked at may be the application's, so it is never counted as the server's own."""
+    assert lines_of(server(tasks=[own_task("main", tasks=[own_task(more_tasks=3)])]))[4:] == [
+        "└─ tasks beside the connections",
+        "   └─ main  1.0 s  waits for an event",
+        "      └─ own  1.0 s  waits for an event",
+        "         └─ ... and 3 tasks more",
+    ]
+
+
 def test_stacks() -> None:
     """With the stacks every task and every thread is shown."""
-    stacked = task("own", at=None, stack=["a.py:1 in a", "b.py:2 in b"])
+    stacked = own_task(stack=["a.py:1 in a", "b.py:2 in b"])
     snapshot = server(
         connection("idle", stacked), tasks=[stacked], threads=[{"name": "Main", "stack": ["c.py:3 in c"]}]
     )

@@ -19,6 +19,8 @@ from trioserve.config import Config
 from trioserve.connection import Connections
 from trioserve.context import ServerContext
 from trioserve.inspector import Call
+from trioserve.outline import outline
+from trioserve.screen import draw
 from trioserve.snapshot import Births, Pace, Request, Scene, Snapshot
 from trioserve.types import PlainValues, Receive, Scope, Send
 
@@ -27,6 +29,10 @@ from .test_calls import Gate, block
 from .websocket_client import open_handshake, websocket_app
 
 pytestmark = pytest.mark.timeout(20)
+
+
+FRAME = {"kind": "worker", "pid": 1, "app": "shop:app", "phase": "serving", "age": 1.0, "listeners": []}
+"""What a process tells beside a snapshot."""
 
 
 @pytest.fixture
@@ -100,6 +106,91 @@ async def test_a_request_and_its_tasks(births: Births) -> None:
         whole = json.dumps(tasks)
         assert "in the first" not in whole
         assert whole.count('"connections": 1') == 1
+
+
+PLAIN = ["gate", "plain thread", "plain sleep", "taker"]
+
+
+async def start_plain(nursery: trio.Nursery, gate: Gate) -> None:
+    """Tasks without a call of the application's."""
+    nursery.start_soon(trio.Event().wait, name="gate")
+    nursery.start_soon(trio.to_thread.run_sync, gate.release.wait, name="plain thread")
+    nursery.start_soon(trio.sleep_forever, name="plain sleep")
+    nursery.start_soon(trio.serve_tcp, print, 0, name="taker")
+
+
+def owners(tasks: list[PlainValues]) -> dict[str, bool]:
+    """Whether they are the server's own, and those below them, by their names."""
+    found = {one["name"]: one["own"] for one in tasks}
+    for one in tasks:
+        found |= owners(one["tasks"])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_plain_tasks_of_a_request(births: Births, kind: str) -> None:
+    """What a request has started is the application's, though it is in nothing but Trio's calls."""
+    gate = Gate()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            if kind == "websocket":
+                await receive()
+                await send({"type": "websocket.accept"})
+                nursery.start_soon(receive, name="reader")
+            await start_plain(nursery, gate)
+
+    served = http_app(app) if kind == "http" else websocket_app(app)
+    async with socket_server(served) as server:
+        client = await server.connect()
+        if kind == "http":
+            await client.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            while not server.server.statistics().requests_total:
+                await trio.lowlevel.checkpoint()
+        else:
+            await open_handshake(client.stream)
+        await trio.testing.wait_all_tasks_blocked()
+        shot = take(server, births)
+        connections, tasks = shot.connections(), shot.tasks()
+        gate.open()
+        [request] = connections["shown"][0]["tasks"]
+        found = owners([request])
+        assert found.pop(request["name"]) is True
+        attendants = {"trioserve WebSocket": True, "reader": False} if kind == "websocket" else {}
+        # Below the taker is Trio's own task for its listener.
+        listener = {"trio._highlevel_serve_listeners._serve_one_listener": False}
+        assert found == dict.fromkeys(PLAIN, False) | attendants | listener
+        shown = "\n".join(draw(outline({**FRAME, "connections": connections, "tasks": tasks})))
+        assert all(f"─ {name} " in shown for name in PLAIN)
+        assert "─ trioserve WebSocket" not in shown
+        await client.aclose()
+
+
+async def test_plain_tasks_of_the_lifespan(births: Births) -> None:
+    """So is what the lifespan has started; it is not counted as the server's own."""
+    gate = Gate()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        async with trio.open_nursery() as nursery:
+            await start_plain(nursery, gate)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            nursery.cancel_scope.cancel()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async with socket_server(app, lifespan="on") as server:
+        await trio.testing.wait_all_tasks_blocked()
+        shot = take(server, births)
+        values = {**FRAME, "connections": shot.connections(), "tasks": shot.tasks()}
+        gate.open()
+        found = owners(values["tasks"])
+        assert {name: found[name] for name in PLAIN} == dict.fromkeys(PLAIN, False)
+        assert found["trioserve lifespan"] is True
+        assert found["trioserve clock"] is True
+        shown = "\n".join(draw(outline(values)))
+        assert all(f"─ {name} " in shown for name in PLAIN)
+        assert "─ trioserve clock" not in shown
 
 
 async def test_a_websocket(births: Births) -> None:
@@ -273,6 +364,22 @@ async def test_too_many_and_too_deep(births: Births, monkeypatch: pytest.MonkeyP
         tree = Snapshot(scene_of(births), Request(), ()).tree(trio.lowlevel.current_task())
         assert tree["tasks"] == []
         assert tree["more_tasks"] == 5
+        nursery.cancel_scope.cancel()
+
+
+async def test_all_that_is_not_described_is_counted(births: Births, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a task that is too many those below it are counted."""
+
+    async def nest(depth: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(*((nest, depth - 1) if depth else (trio.sleep_forever,)))
+
+    monkeypatch.setattr(module, "TASK_LIMIT", 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(nest, 3)
+        await trio.testing.wait_all_tasks_blocked()
+        tree = Snapshot(scene_of(births), Request(), ()).tree(trio.lowlevel.current_task())
+        assert tree["tasks"][0]["more_tasks"] == 4 - 1 + 1
         nursery.cancel_scope.cancel()
 
 

@@ -174,8 +174,10 @@ def _exchange(one: PlainValues) -> list[tuple[object, Style]]:
 
 
 def is_own(task: PlainValues) -> bool:
-    """Whether it, and all below it, is in nothing but the server's own calls."""
-    return task["at"] is None and "exchange" not in task and all(map(is_own, task["tasks"]))
+    """Whether it, and all below it, was started by the server and is in nothing but the server's own calls."""
+    if not task["own"] or task["at"] is not None or "exchange" in task or "more_tasks" in task:
+        return False
+    return all(map(is_own, task["tasks"]))
 
 
 def _tasks(tasks: Sequence[PlainValues]) -> Iterator[Line]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import trio
 
 from .activity import ConnectionActivity, OpenExchange
+from .asgi.lifespan import Lifespan
+from .asgi.websocket import WebSocketCall
 from .calls import Call, calls_of, find_place
 from .inspector import SYSTEM_NURSERIES, name_of
 from .lanes import TASK_NAME
@@ -30,6 +32,12 @@ DEPTH_LIMIT = 40
 
 STACK_LIMIT = 100
 """Calls of one stack, the innermost."""
+
+# The tasks that call an application are those with a request and this one. It opens no nursery of the server's, and in
+# what the server opens for a request there is but the task that reads for a WebSocket: all others there, with whatever
+# is below them, the application has started.
+_LIFESPAN = Lifespan.run.__code__
+_ATTENDANT = WebSocketCall.attend.__code__
 
 _BUSY = 0.001
 _PAUSE = 0.001
@@ -148,27 +156,41 @@ class Snapshot:
     def tree(
         self, top: trio.lowlevel.Task, exchanges: Mapping[trio.lowlevel.Task, OpenExchange] | None = None
     ) -> PlainValues:
-        """A task, with all that are below it."""
+        """A task of the server's, with all that are below it."""
         exchanges = exchanges or {}
         whole = self._node(top, exchanges)
+        whole["own"] = True
         # Not recursive: nurseries nest as deep as programs like.
         ahead = [(top, whole, 1)]
         while ahead:
             task, node, depth = ahead.pop()
             nurseries = task.child_nurseries
+            hosts = task in exchanges or task.coro.cr_code is _LIFESPAN
             for number, nursery in enumerate(nurseries, 1):
                 for child in self._in_order(nursery):
                     if child in self._apart:
                         node["connections"] = node.get("connections", 0) + 1
                     elif self._left <= 0 or depth >= DEPTH_LIMIT:
-                        node["more_tasks"] = node.get("more_tasks", 0) + 1
+                        node["more_tasks"] = node.get("more_tasks", 0) + self._count_from(child)
                     else:
                         inner = self._node(child, exchanges)
+                        # By where it hangs, and not by its code: an application may start what is Trio's.
+                        inner["own"] = node["own"] and (not hosts or child.coro.cr_code is _ATTENDANT)
                         if len(nurseries) > 1:
                             inner["nursery"] = number
                         node["tasks"].append(inner)
                         ahead.append((child, inner, depth + 1))
         return whole
+
+    def _count_from(self, top: trio.lowlevel.Task) -> int:
+        """How many tasks it is, with all that are below it."""
+        count, ahead = 0, [top]
+        while ahead:
+            self._pace()
+            task = ahead.pop()
+            count += 1
+            ahead += (one for nursery in task.child_nurseries for one in nursery.child_tasks if one not in self._apart)
+        return count
 
     def _in_order(self, nursery: trio.Nursery) -> list[trio.lowlevel.Task]:
         """Its tasks, the oldest first. Of very many not even that: who has the interpreter's lock for so long?"""
