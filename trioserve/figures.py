@@ -73,7 +73,11 @@ FAMILIES = (
     Family("tls_handshakes", Kind.COUNTER, "TLS handshakes that were completed.", ("listener",)),
     Family("tls_handshake_failures", Kind.COUNTER, "TLS handshakes that failed.", ("listener", "reason")),
     Family("application_errors", Kind.COUNTER, "Exceptions that left the application."),
-    Family("event_loop_lag_seconds", Kind.WORST, "How late the event loop was at its last beat."),
+    Family(
+        "event_loop_lag_seconds",
+        Kind.WORST,
+        "How late the event loop was at its last beat, or how long one is overdue.",
+    ),
     Family("event_loop_lag_max_seconds", Kind.WORST, "How late the event loop was at worst since its start."),
     Family("event_loop_late_seconds", Kind.COUNTER, "How late all beats of the event loop were together."),
     Family("tasks", Kind.GAUGE, "Trio tasks that are alive, the server's own included."),
