@@ -174,7 +174,8 @@ def test_silence_is_told_of(
     """A configuration without a handler for our lines is no error, but hardly what is meant."""
     for handler in list(logging.getLogger().handlers):  # pytest's
         logging.getLogger().removeHandler(handler)
-    table = {**to_file(tmp_path / "app.log", loggers=named), "root": {"level": "INFO"}}
+    handlers = {"file": {"class": "logging.NullHandler"}}
+    table = {"version": 1, "handlers": handlers, "loggers": named, "root": {"level": "INFO"}}
     (tmp_path / "log.json").write_text(json.dumps(table))
     given = table if how == "table" else str(tmp_path / "log.json")
     configure_logging(Config(log_config=given))

@@ -154,7 +154,7 @@ async def test_a_slow_client_has_the_right_pace(autojump_clock, pace):
             received = await client.wait()
         assert received.endswith(bytes(5000))
         assert watch.virtual == pytest.approx(len(received) / pace, rel=0.01)
-        assert watch.real < 5
+        assert watch.real < max(5, watch.virtual / 25)
         assert bytes(client.received) == received
 
 
