@@ -23,7 +23,7 @@ from trioserve.process.settings import format_settings, read_settings
 from trioserve.types import PlainValues
 
 from .logging_state import loggers  # noqa: F401 - a fixture
-from .programs import APP, WORKER_APP, start
+from .programs import APP, WORKER_APP, start, wait_until
 
 
 def to_file(path: Path, **more: object) -> PlainValues:
@@ -273,7 +273,7 @@ def test_in_workers(tmp_path: Path) -> None:
     options = ["--port", "0", "--workers", "2", "--log-config", "log.json"]
     with start("-m", "trioserve", "main:app", *options, cwd=tmp_path) as program:
         program.wait_for_answers(2)
-        assert program.errors.count("INFO app imported") == 2
+        wait_until(lambda: program.errors.count("INFO app imported") == 2, "both have said so")
         file.write_text("{ ")
         program.signal(signal.SIGHUP)
         program.wait_for(r"ERROR trioserve the new worker cannot start, so the old ones stay")
