@@ -77,9 +77,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=FOUND)
 def tests(session: nox.Session) -> None:
-    """Run the tests in two random orders: all of them test by test in parallel, then a third of them file by file.
+    """Run the tests in two random orders: all of them test by test in parallel, then a sixth of them file by file.
 
-    Which third is left to chance. The second time those are left out that run in processes of their own, or have many
+    Which sixth is left to chance. The second time those are left out that run in processes of their own, or have many
     cases. The first run measures coverage, on the running Python only.
     """
     install(session, "test")
@@ -97,7 +97,7 @@ def tests(session: nox.Session) -> None:
     left_out = {f"test_{name}.py" for name in (*IN_PROCESSES_OF_THEIR_OWN, *MANY_CASES)}
     files = {path.name for path in (ROOT / "tests").glob("test_*.py")}
     wanted = sorted(files - left_out)
-    chosen = random.Random(second).sample(wanted, len(wanted) // 3)  # noqa: S311 - the same with the same seed
+    chosen = random.Random(second).sample(wanted, len(wanted) // 6)  # noqa: S311 - the same with the same seed
     ignored = [f"--ignore=tests/{name}" for name in ("real", *sorted(files.difference(chosen)))]
     by_file = ["--numprocesses=4", "--dist=loadfile", f"--randomly-seed={second}"]
     session.run("pytest", *by_file, *ignored, *session.posargs)
