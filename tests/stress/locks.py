@@ -20,12 +20,14 @@ IDLE = (
     ("trio/_core/_thread_cache.py", "WorkerThread._work"),  # a thread that waits for the next to_thread.run_sync
     ("trioserve/process/watchdog.py", "Watchdog._is_stopped_in_wait"),  # between two looks
     ("trioserve/process/link.py", "_read_lines"),  # what the supervisor orders, which is mostly nothing
+    ("trioserve/process/inspector_socket.py", "InspectorSocket._listen"),  # until somebody asks what the process does
     ("tests/stress/control.py", "Control._serve"),  # waits for the driver's next question
     ("tests/stress/control.py", "Control._take_figures"),  # waits for the event loop: which has a watchdog of its own
 )
 """Where a thread may stand for as long as it likes: file and function of its innermost frame."""
 
-_WRAPPERS = ("threading.py", "socket.py")  # through which the standard library waits for those who call it
+# Through which the standard library waits for those who call it.
+_WRAPPERS = ("/threading.py", "/socket.py", "/selectors.py")
 
 
 @dataclass(frozen=True)
